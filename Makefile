@@ -1,0 +1,81 @@
+# The only commands anyone types; `make` alone lists them.
+# Variables: PYTHON (which Python makes .venv), DIR (what the demo reads), ARGS (more words for the command).
+
+PYTHON ?= python3
+ARGS   ?=
+JOBS   ?= 2
+DIR    ?=
+
+BIN  := .venv/bin
+SHELL := /bin/sh
+.DEFAULT_GOAL := help
+
+# What the package needs to run and to be tested; the stamp makes the second `make` start at once.
+STAMP := .venv/.installed
+# Formatters, type checker and the rest: `make test` and `make demo` do without them.
+LINT_STAMP := .venv/.installed-lint
+
+.PHONY: help setup demo test lint format types check bench-sql build release clean
+
+help: ## list the targets
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' Makefile
+
+setup: $(STAMP) ## make .venv with the package and its test tools
+
+$(STAMP): pyproject.toml
+	@if command -v uv >/dev/null 2>&1; then \
+	  uv venv --quiet --allow-existing --python '>=3.11' .venv \
+	  && uv pip install --quiet --python $(BIN)/python --editable '.[cli,embedded]' --group test; \
+	else \
+	  $(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { \
+	    echo "make: $(PYTHON) is older than Python 3.11; name a newer one: make PYTHON=python3.12" >&2; exit 1; }; \
+	  $(PYTHON) -c 'import ensurepip, venv' 2>/dev/null || { \
+	    echo "make: $(PYTHON) cannot make virtual environments; on Debian and Ubuntu install that part with: apt-get install python3-venv" >&2; exit 1; }; \
+	  echo "setting up .venv (once, half a minute)"; \
+	  $(PYTHON) -m venv .venv \
+	  && $(BIN)/python -m pip install --quiet --upgrade 'pip>=25.1' \
+	  && $(BIN)/python -m pip install --quiet --editable '.[cli,embedded]' --group test; \
+	fi
+	@touch $@
+
+$(LINT_STAMP): $(STAMP)
+	@if command -v uv >/dev/null 2>&1; then \
+	  uv pip install --quiet --python $(BIN)/python --group lint; \
+	else \
+	  $(BIN)/python -m pip install --quiet --group lint; \
+	fi
+	@touch $@
+
+demo: $(STAMP) ## run the main job on the embedded server; DIR=folder names its input
+	@$(BIN)/tasklib demo $(if $(DIR),"$(DIR)") $(ARGS)
+
+test: $(STAMP) ## set everything up and run the tests; ARGS='-k word' narrows them
+	@$(BIN)/python -m pytest -n $(JOBS) $(ARGS)
+
+lint: $(LINT_STAMP) ## format check, lint, import layers, migrations
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/lint-imports
+	$(BIN)/squawk sql/migrations/*.sql
+
+format: $(LINT_STAMP) ## rewrite the Python files in the project's style
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+types: $(LINT_STAMP) ## pyright, strict
+	$(BIN)/pyright
+
+check: lint types test ## all of the above checks
+
+bench-sql: $(STAMP) ## CPU and WAL a task, beside a classic one-table queue
+	@$(BIN)/python tests/bench/bench_sql.py $(ARGS)
+
+build: $(STAMP) ## wheel and sdist into dist/
+	@$(BIN)/python -m build --no-isolation --outdir dist .
+
+release: $(STAMP) ## freeze this version's install script in sql/releases/
+	@$(BIN)/python tests/release.py
+
+clean: ## remove what was made: .venv, caches, dist; the embedded data in .tasklib stays
+	rm -rf .venv dist build .pytest_cache .ruff_cache .import_linter_cache
+	find python tests examples -name __pycache__ -type d -prune -exec rm -rf {} + 2>/dev/null || true
