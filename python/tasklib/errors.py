@@ -137,11 +137,19 @@ class Diagnostic(Protocol):
     """The fields of a database error that are read here."""
 
     @property
-    def message_primary(self) -> str | None: ...
+    def message_primary(self) -> str | None:
+        """What went wrong."""
+        ...
+
     @property
-    def message_detail(self) -> str | None: ...
+    def message_detail(self) -> str | None:
+        """More about it."""
+        ...
+
     @property
-    def message_hint(self) -> str | None: ...
+    def message_hint(self) -> str | None:
+        """What to do about it."""
+        ...
 
 
 def from_sqlstate(sqlstate: str | None, diag: Diagnostic | None) -> TaskLibError | None:

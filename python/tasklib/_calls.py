@@ -1,0 +1,321 @@
+"""Every call of the SQL interface as a value: its text, its parameters, how to read the answer.
+
+Nothing here does I/O: the sync and the async clients run these values, and so does the worker.
+Parameters are texts and numbers with casts in the SQL, so that any driver can send them.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Generic, LiteralString, TypeVar, cast
+from uuid import UUID
+
+from tasklib.models import JSON, Claimed, NewTask, Task, Ticked
+
+T = TypeVar("T")
+Row = tuple[Any, ...]
+Rows = Sequence[Row]
+Params = Mapping[str, object]
+
+
+@dataclass(frozen=True, slots=True)
+class Call(Generic[T]):
+    """One statement, and how to read what it returns."""
+
+    sql: LiteralString
+    params: Params
+    read: Callable[[Rows], T]
+
+
+# ---- in ------------------------------------------------------------------------------------------
+
+_ENQUEUE: LiteralString = """
+select tasklib.enqueue(
+  name => %(name)s::text,
+  kwargs => %(kwargs)s::jsonb,
+  queue => %(queue)s::text,
+  priority => %(priority)s::int,
+  delay => %(delay_seconds)s::float8 * interval '1 second',
+  scheduled_at => %(scheduled_at)s::timestamptz,
+  max_retries => %(max_retries)s::int,
+  timeout_seconds => %(timeout_seconds)s::float8,
+  tags => %(tags)s::jsonb,
+  unique_key => %(unique_key)s::text,
+  concurrency_key => %(concurrency_key)s::text,
+  headers => %(headers)s::jsonb,
+  unique_until => %(unique_until)s::text,
+  backoff => %(backoff)s::jsonb)
+"""
+
+
+def enqueue(task: NewTask) -> Call[UUID]:
+    """Insert one task; the answer is its id, or that of the holder of its unique key."""
+    options = task.options
+    params = {
+        "name": task.name,
+        "kwargs": task.kwargs,
+        "queue": options.queue,
+        "priority": options.priority,
+        "delay_seconds": options.delay_seconds or None,
+        "scheduled_at": options.scheduled_at and options.scheduled_at.isoformat(),
+        "max_retries": options.max_retries,
+        "timeout_seconds": options.timeout_seconds,
+        "tags": _json_or_none(options.tags),
+        "unique_key": options.unique_key,
+        "concurrency_key": options.concurrency_key,
+        "headers": _json_or_none(options.headers),
+        "unique_until": options.unique_until or "finished",
+        "backoff": options.backoff and options.backoff.model_dump_json(),
+    }
+    return Call(_ENQUEUE, params, _uuid)
+
+
+def enqueue_many(tasks: Sequence[NewTask]) -> Call[list[UUID]]:
+    """Insert many tasks, all or none; the answers are their ids in the same order."""
+    return Call(
+        "select id from tasklib.enqueue_many(tasks => %(tasks)s::jsonb)",
+        {"tasks": f"[{','.join(map(_as_element, tasks))}]"},
+        lambda rows: [_as_uuid(row[0]) for row in rows],
+    )
+
+
+def _as_element(task: NewTask) -> str:
+    options = task.options
+    given = {
+        "name": task.name,
+        "queue": options.queue,
+        "priority": options.priority,
+        "delay": options.delay_seconds or None,
+        "scheduled_at": options.scheduled_at and options.scheduled_at.isoformat(),
+        "max_retries": options.max_retries,
+        "timeout_seconds": options.timeout_seconds,
+        "tags": options.tags,
+        "unique_key": options.unique_key,
+        "concurrency_key": options.concurrency_key,
+        "headers": options.headers,
+        "unique_until": options.unique_until,
+        "backoff": options.backoff and options.backoff.model_dump(),
+    }
+    fields = json.dumps({key: value for key, value in given.items() if value is not None})
+    # The arguments are JSON text already, checked to read back: they go in as they are.
+    return f'{fields[:-1]}, "kwargs": {task.kwargs}}}'
+
+
+# ---- looking and steering ------------------------------------------------------------------------
+
+_TASK: LiteralString = """
+select id, name, queue, state, kwargs::text, result::text, error, retry_count, max_retries,
+  next_retry_at, worker_id, locked_until, scheduled_at, created_at, started_at, completed_at,
+  timeout_seconds, priority, tags::text, attempt, cancel_requested_at, headers::text, unique_key,
+  concurrency_key, enqueued_by, progress, progress_message
+"""
+_TASK_FIELDS = tuple(
+    field.strip().removesuffix("::text")
+    for field in _TASK.strip().removeprefix("select").split(",")
+)
+_JSON_FIELDS = ("kwargs", "result", "tags", "headers")
+
+
+def get(task_id: UUID) -> Call[Task | None]:
+    """Read one task."""
+    return Call(
+        _TASK + "from tasklib.get(id => %(id)s::uuid)",
+        {"id": str(task_id)},
+        lambda rows: _task(rows[0]) if rows else None,
+    )
+
+
+def list_tasks(
+    state: str | None,
+    name: str | None,
+    queue: str | None,
+    tags: Mapping[str, Any] | None,
+    limit: int,
+    before: UUID | None,
+) -> Call[list[Task]]:
+    """Read tasks, newest first."""
+    return Call(
+        _TASK
+        + """from tasklib.list(
+          state => %(state)s::text, name => %(name)s::text, queue => %(queue)s::text,
+          tags => %(tags)s::jsonb, max_rows => %(max_rows)s::int, before => %(before)s::uuid)""",
+        {
+            "state": state,
+            "name": name,
+            "queue": queue,
+            "tags": _json_or_none(tags),
+            "max_rows": limit,
+            "before": before and str(before),
+        },
+        lambda rows: [_task(row) for row in rows],
+    )
+
+
+def cancel(task_id: UUID) -> Call[str]:
+    """Cancel a task, or ask the worker that runs it."""
+    return Call("select tasklib.cancel(id => %(id)s::uuid)", {"id": str(task_id)}, _text)
+
+
+def retry(task_id: UUID) -> Call[str]:
+    """Make a failed or cancelled task pending again."""
+    return Call("select tasklib.retry(id => %(id)s::uuid)", {"id": str(task_id)}, _text)
+
+
+# ---- the worker's --------------------------------------------------------------------------------
+
+
+def register_worker(
+    name: str | None,
+    lease_seconds: float,
+    task_types: Sequence[Mapping[str, object]],
+    info: Mapping[str, object],
+) -> Call[UUID]:
+    """Register one start of a worker process."""
+    return Call(
+        """select tasklib.register_worker(
+          name => %(name)s::text, lease => %(lease_seconds)s::float8 * interval '1 second',
+          task_types => %(task_types)s::jsonb, info => %(info)s::jsonb)""",
+        {
+            "name": name,
+            "lease_seconds": lease_seconds,
+            "task_types": json.dumps(list(task_types)),
+            "info": json.dumps(dict(info)),
+        },
+        _uuid,
+    )
+
+
+def claim(worker_id: UUID, queues: Sequence[str], max_tasks: int) -> Call[list[Claimed]]:
+    """Take due tasks, best first."""
+    return Call(
+        """select id, attempt, name, queue, kwargs::text, retry_count, max_retries,
+          timeout_seconds, tags::text, headers::text
+        from tasklib.claim(worker_id => %(worker_id)s::uuid, queues => %(queues)s::text[],
+          max_tasks => %(max_tasks)s::int)""",
+        {"worker_id": str(worker_id), "queues": list(queues), "max_tasks": max_tasks},
+        lambda rows: [Claimed(_as_uuid(row[0]), *row[1:]) for row in rows],
+    )
+
+
+def idle(worker_id: UUID, queues: Sequence[str], max_wait_seconds: float) -> Call[float]:
+    """Say that the worker goes to sleep; the answer is how many seconds it may."""
+    return Call(
+        """select tasklib.idle(worker_id => %(worker_id)s::uuid, queues => %(queues)s::text[],
+          max_wait => %(max_wait)s::float8 * interval '1 second')""",
+        {"worker_id": str(worker_id), "queues": list(queues), "max_wait": max_wait_seconds},
+        lambda rows: float(rows[0][0]),
+    )
+
+
+def finish(
+    worker_id: UUID, ids: Sequence[UUID], attempts: Sequence[int], outcomes: Sequence[str]
+) -> Call[list[str]]:
+    """End attempts; ``outcomes`` are JSON texts. The answers are statuses in the same order."""
+    return Call(
+        """select tasklib.finish(worker_id => %(worker_id)s::uuid, ids => %(ids)s::uuid[],
+          attempts => %(attempts)s::int[], outcomes => %(outcomes)s::jsonb)""",
+        {
+            "worker_id": str(worker_id),
+            "ids": [str(task_id) for task_id in ids],
+            "attempts": list(attempts),
+            "outcomes": f"[{','.join(outcomes)}]",
+        },
+        lambda rows: [row[0] for row in rows],
+    )
+
+
+def heartbeat(worker_id: UUID) -> Call[list[UUID]]:
+    """Renew the worker's lease; the answers are the tasks that it shall cancel."""
+    return Call(
+        "select tasklib.heartbeat(worker_id => %(worker_id)s::uuid)",
+        {"worker_id": str(worker_id)},
+        _uuids,
+    )
+
+
+def cancel_requests(worker_id: UUID) -> Call[list[UUID]]:
+    """Read which of the worker's tasks it shall cancel."""
+    return Call(
+        "select tasklib.cancel_requests(worker_id => %(worker_id)s::uuid)",
+        {"worker_id": str(worker_id)},
+        _uuids,
+    )
+
+
+def set_progress(
+    task_id: UUID, worker_id: UUID, attempt: int, fraction: float, message: str | None
+) -> Call[None]:
+    """Store how far a running task is."""
+    return Call(
+        """select tasklib.set_progress(id => %(id)s::uuid, worker_id => %(worker_id)s::uuid,
+          attempt => %(attempt)s::int, fraction => %(fraction)s::float8,
+          message => %(message)s::text)""",
+        {
+            "id": str(task_id),
+            "worker_id": str(worker_id),
+            "attempt": attempt,
+            "fraction": fraction,
+            "message": message,
+        },
+        lambda _rows: None,
+    )
+
+
+def tick() -> Call[Ticked | None]:
+    """Do a bounded piece of housekeeping; None when another session is at it."""
+    return Call(
+        "select promoted, reclaimed, timed_out, purged, more from tasklib.tick()",
+        {},
+        lambda rows: Ticked(*rows[0]) if rows else None,
+    )
+
+
+def deregister_worker(worker_id: UUID) -> Call[int]:
+    """End a registration; the answer is how many tasks were handed back."""
+    return Call(
+        "select tasklib.deregister_worker(worker_id => %(worker_id)s::uuid)",
+        {"worker_id": str(worker_id)},
+        lambda rows: int(rows[0][0]),
+    )
+
+
+# ---- reading -------------------------------------------------------------------------------------
+
+
+def decoded(text: str | None) -> JSON:
+    """Read JSON that is shown to people: what Python cannot hold stays text."""
+    if text is None:
+        return None
+    try:
+        return json.loads(text)
+    except (ValueError, RecursionError):
+        return text
+
+
+def _task(row: Row) -> Task:
+    fields: dict[str, Any] = dict(zip(_TASK_FIELDS, row, strict=True))
+    for name in _JSON_FIELDS:
+        fields[name] = decoded(fields[name])
+    return Task.model_validate(fields)
+
+
+def _json_or_none(value: Mapping[str, Any] | None) -> str | None:
+    return None if value is None else json.dumps(value)
+
+
+def _as_uuid(value: object) -> UUID:
+    return value if isinstance(value, UUID) else UUID(cast("str", value))
+
+
+def _uuid(rows: Rows) -> UUID:
+    return _as_uuid(rows[0][0])
+
+
+def _uuids(rows: Rows) -> list[UUID]:
+    return [_as_uuid(row[0]) for row in rows]
+
+
+def _text(rows: Rows) -> str:
+    return rows[0][0]

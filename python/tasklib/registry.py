@@ -1,0 +1,356 @@
+"""Tasks: functions with a name, checked arguments and options, and the registry that knows them."""
+
+from __future__ import annotations
+
+import functools
+import inspect
+import os
+import sys
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, replace
+from typing import Any, Generic, Literal, ParamSpec, Protocol, TypedDict, TypeVar, overload
+from uuid import UUID
+
+from pydantic import TypeAdapter, ValidationError
+from typing_extensions import Unpack
+
+from tasklib._arguments import Arguments, json_object
+from tasklib.errors import ConfigurationError, InvalidArguments, TaskNotRegistered
+from tasklib.models import Backoff, NewTask, Options
+
+P = ParamSpec("P")
+R = TypeVar("R")
+
+Exceptions = type[BaseException] | tuple[type[BaseException], ...]
+
+
+class TaskOptions(TypedDict, total=False):
+    """What ``@task`` takes; ``None`` leaves an option to the configuration of the worker.
+
+    ``max_retries`` are attempts after the first; ``timeout_seconds`` ends an attempt; ``retry_for``
+    names the only exceptions that are retried, ``give_up_on`` those that never are.
+    """
+
+    name: str | None
+    queue: str | None
+    priority: int | None
+    max_retries: int | None
+    timeout_seconds: float | None
+    backoff: Backoff | Mapping[str, float] | None
+    max_crashes: int | None
+    retry_for: Exceptions | None
+    give_up_on: Exceptions | None
+    isolation: Literal["thread"]
+
+
+class Submitter(Protocol):
+    """Who puts the tasks of a registry into a database."""
+
+    def submit(self, new: NewTask, connection: object | None) -> UUID:
+        """Enqueue, blocking."""
+        ...
+
+    async def asubmit(self, new: NewTask, connection: object | None) -> UUID:
+        """Enqueue without blocking the event loop."""
+        ...
+
+
+class TaskFunction(Generic[P, R]):
+    """A function that can be called here and now, or handed to a worker.
+
+    Attributes:
+        name: The text that rows carry to find this function.
+        defaults: The decorator's options, which every worker stores in the database.
+        retry_for: When given, the only exceptions that are retried.
+        give_up_on: Exceptions that fail the task for good.
+    """
+
+    def __init__(
+        self,
+        registry: Registry,
+        func: Callable[P, R],
+        name: str,
+        defaults: Options,
+        localns: Mapping[str, Any] | None = None,
+    ) -> None:
+        functools.update_wrapper(self, func)
+        self.registry = registry
+        self.func = func
+        self.name = name
+        self.defaults = defaults
+        self.max_crashes: int | None = None
+        self.retry_for: Exceptions = BaseException
+        self.give_up_on: Exceptions = ()
+        self.is_async = inspect.iscoroutinefunction(func)
+        self.arguments = Arguments(func, name, localns)
+        self._call = Options()
+        self._connection: object | None = None
+
+    def __call__(self, *args: P.args, **kwargs: P.kwargs) -> R:
+        """Run the function here and now; nothing is stored."""
+        return self.func(*args, **kwargs)
+
+    def __repr__(self) -> str:
+        return f"<task {self.name}>"
+
+    def delay(self, *args: P.args, **kwargs: P.kwargs) -> UUID:
+        """Enqueue the task, blocking.
+
+        Returns:
+            The task's id; that of the holder when its ``unique_key`` is taken.
+
+        Raises:
+            InvalidArguments: The arguments do not fit, or JSON cannot hold them.
+        """
+        return self.registry.submitter.submit(self.new(args, kwargs), self._connection)
+
+    async def adelay(self, *args: P.args, **kwargs: P.kwargs) -> UUID:
+        """Enqueue the task; see `delay`."""
+        return await self.registry.submitter.asubmit(self.new(args, kwargs), self._connection)
+
+    def options(
+        self, *, connection: object | None = None, **options: Unpack[CallOptions]
+    ) -> TaskFunction[P, R]:
+        """Return this task with options for `delay`, `adelay` and ``enqueue``.
+
+        Args:
+            connection: Enqueue in the transaction of this connection or session.
+            **options: See `tasklib.models.Options`; they go before the decorator's.
+
+        Raises:
+            InvalidArguments: An option is unknown, or its value is wrong.
+        """
+        other: TaskFunction[P, R] = object.__new__(type(self))
+        other.__dict__.update(self.__dict__)
+        other._call = merged(self._call, checked(self.name, dict(options)))
+        other._connection = self._connection if connection is None else connection
+        return other
+
+    @property
+    def connection(self) -> object | None:
+        """The connection that `options` bound."""
+        return self._connection
+
+    def new(
+        self, args: tuple[Any, ...], kwargs: Mapping[str, Any], call: Options | None = None
+    ) -> NewTask:
+        """Check arguments and options, and make what goes into the database."""
+        text = self.arguments.dump(args, kwargs)
+        options = merged(self.defaults, self._call)
+        return NewTask(self.name, text, merged(options, call) if call else options)
+
+    def may_retry(self, error: BaseException) -> bool:
+        """Tell whether an attempt that ended with this error may be followed by another."""
+        return isinstance(error, self.retry_for) and not isinstance(error, self.give_up_on)
+
+
+class CallOptions(TypedDict, total=False):
+    """What `TaskFunction.options` takes."""
+
+    queue: str | None
+    priority: int | None
+    delay_seconds: float | None
+    scheduled_at: Any
+    max_retries: int | None
+    timeout_seconds: float | None
+    backoff: Backoff | Mapping[str, float] | None
+    tags: Mapping[str, Any] | None
+    headers: Mapping[str, Any] | None
+    unique_key: str | None
+    unique_until: Literal["finished", "started"] | None
+    concurrency_key: str | None
+
+
+class Registry:
+    """Tasks by name."""
+
+    def __init__(self, submitter: Submitter | None = None) -> None:
+        self.tasks: dict[str, TaskFunction[..., Any]] = {}
+        self._submitter = submitter
+
+    @property
+    def submitter(self) -> Submitter:
+        """Who puts this registry's tasks into a database."""
+        if self._submitter is None:
+            raise ConfigurationError("this registry belongs to no queue")
+        return self._submitter
+
+    @submitter.setter
+    def submitter(self, submitter: Submitter) -> None:
+        self._submitter = submitter
+
+    @overload
+    def task(self, func: Callable[P, R], /) -> TaskFunction[P, R]: ...
+    @overload
+    def task(
+        self, /, **options: Unpack[TaskOptions]
+    ) -> Callable[[Callable[P, R]], TaskFunction[P, R]]: ...
+    def task(
+        self, func: Callable[..., Any] | None = None, /, **options: Any
+    ) -> TaskFunction[..., Any] | Callable[[Callable[..., Any]], TaskFunction[..., Any]]:
+        """Make a function a task; bare or with options.
+
+        Args:
+            func: A function, sync or ``async``, that can be called by names.
+            **options: See `TaskOptions`.
+
+        Raises:
+            ConfigurationError: The function or an option cannot work, or the name is taken.
+        """
+        caller = sys._getframe(1)
+        localns = None if caller.f_code.co_name == "<module>" else caller.f_locals
+
+        def decorate(func: Callable[..., Any]) -> TaskFunction[..., Any]:
+            made = _made(self, func, dict(options), localns)
+            self._add(made)
+            return made
+
+        return decorate if func is None else decorate(func)
+
+    def resolve(self, task: object) -> TaskFunction[..., Any]:
+        """Return the task for a task or the name of one.
+
+        Raises:
+            TaskNotRegistered: It is a plain function, or a name that was never registered.
+        """
+        if isinstance(task, TaskFunction):
+            return task  # pyright: ignore[reportUnknownVariableType]
+        if isinstance(task, str) and task in self.tasks:
+            return self.tasks[task]
+        shown = getattr(task, "__qualname__", None) or repr(task)
+        raise TaskNotRegistered(
+            f"{shown} is not a task", hint="Decorate the function with @task before submitting it."
+        )
+
+    def new(
+        self,
+        task: object,
+        args: tuple[Any, ...],
+        kwargs: Mapping[str, Any],
+        call: Options | None = None,
+    ) -> NewTask:
+        """Check a call of a task, or of a name that only other processes know."""
+        if isinstance(task, str) and task not in self.tasks:
+            if args:
+                raise InvalidArguments(
+                    f"{task}: arguments of a task that is not registered here need names"
+                )
+            return NewTask(task, json_object(kwargs, task), call or Options())
+        return self.resolve(task).new(args, kwargs, call)
+
+    def queues(self) -> list[str]:
+        """Return every queue that a task here names, and the default one."""
+        return sorted(
+            {task.defaults.queue or "default" for task in self.tasks.values()} | {"default"}
+        )
+
+    def _add(self, task: TaskFunction[..., Any]) -> None:
+        known = self.tasks.get(task.name)
+        if known is not None and _origin(known.func) != _origin(task.func):
+            raise ConfigurationError(
+                f"two functions want to be task {task.name!r}: "
+                f"{'.'.join(_origin(known.func))} and {'.'.join(_origin(task.func))}",
+                hint="Give one of them another name: @task(name=...).",
+            )
+        self.tasks[task.name] = task
+
+
+default_registry = Registry()
+"""What ``@tasklib.task`` adds to."""
+
+
+def merged(below: Options, above: Options) -> Options:
+    """Lay options over others: what is None above shows what is below."""
+    given = {key: value for key in _NAMES if (value := getattr(above, key)) is not None}
+    if "delay_seconds" in given or "scheduled_at" in given:
+        below = replace(below, delay_seconds=None, scheduled_at=None)
+    return replace(below, **given)
+
+
+def checked(label: str, options: Mapping[str, Any]) -> Options:
+    """Check options by type and range.
+
+    Raises:
+        InvalidArguments: One is unknown or wrong.
+    """
+    unknown = options.keys() - set(_NAMES)
+    if unknown:
+        raise InvalidArguments(
+            f"{label}: there is no option {', '.join(sorted(unknown))}",
+            hint=f"The options are {', '.join(_NAMES)}.",
+        )
+    for name in ("tags", "headers"):
+        if options.get(name) is not None:
+            json_object(options[name], f"{label}: {name}")
+    values = dict(options)
+    try:
+        if isinstance(values.get("backoff"), Mapping):
+            values["backoff"] = Backoff.model_validate(values["backoff"])
+        return _OPTIONS.validate_python(values, strict=True)
+    except ValidationError as error:
+        faults = "; ".join(
+            f"{fault['loc'][0]}={fault['input']!r}: {fault['msg']}" for fault in error.errors()
+        )
+        raise InvalidArguments(f"{label}: {faults}") from None
+
+
+_OPTIONS = TypeAdapter(Options)
+_NAMES = tuple(asdict(Options()))
+_LATER = {"isolation": ("thread",), "transactional": (False,)}
+
+
+def _made(
+    registry: Registry,
+    func: Callable[..., Any],
+    options: dict[str, Any],
+    localns: Mapping[str, Any] | None,
+) -> TaskFunction[..., Any]:
+    if inspect.isgeneratorfunction(func) or inspect.isasyncgenfunction(func):
+        raise ConfigurationError(f"{func.__qualname__} is a generator: a task returns one value")
+    name = options.pop("name", None) or _default_name(func)
+    retry_for = options.pop("retry_for", None)
+    give_up_on = options.pop("give_up_on", None)
+    max_crashes = options.pop("max_crashes", None)
+    for later, possible in _LATER.items():
+        if options.pop(later, possible[0]) not in possible:
+            raise ConfigurationError(
+                f"{name}: {later} is not available yet", hint=f"Leave {later} out for now."
+            )
+    if unknown := options.keys() - set(TaskOptions.__annotations__):
+        raise ConfigurationError(
+            f"{name}: @task has no option {', '.join(sorted(unknown))}",
+            hint=f"The options are {', '.join(sorted(TaskOptions.__annotations__))}.",
+        )
+    try:
+        defaults = checked(name, options)
+    except InvalidArguments as error:
+        raise ConfigurationError(str(error)) from None
+    made = TaskFunction(registry, func, name, defaults, localns)
+    made.max_crashes = max_crashes
+    made.retry_for = BaseException if retry_for is None else retry_for
+    made.give_up_on = give_up_on or ()
+    return made
+
+
+def _default_name(func: Callable[..., Any]) -> str:
+    qualname = getattr(func, "__qualname__", "<lambda>").replace(".<locals>", "")
+    if "<lambda>" in qualname:
+        raise ConfigurationError(
+            "this function has no name of its own", hint="Use @task(name=...)."
+        )
+    return f"{_module_name(func.__module__)}.{qualname}"
+
+
+def _module_name(module: str) -> str:
+    """Name a script as importing it would, so that workers find what the script enqueued."""
+    if module != "__main__":
+        return module
+    main = sys.modules["__main__"]
+    if spec := getattr(main, "__spec__", None):
+        return spec.name.removesuffix(".__main__")
+    path = getattr(main, "__file__", None)
+    return os.path.splitext(os.path.basename(path))[0] if path else module
+
+
+def _origin(func: Callable[..., Any]) -> tuple[str, str]:
+    return _module_name(func.__module__), func.__qualname__
