@@ -65,7 +65,7 @@ def find(major: int | None = None) -> Binaries:
     """
     if chosen := os.environ.get("TASKLIB_PG_BINDIR"):
         return _chosen(Path(chosen), major)
-    for folder in _candidates():
+    for folder in candidates():
         found = inspect(folder)
         if found and (found.major == major if major else found.major >= OLDEST_MAJOR):
             return found
@@ -115,7 +115,8 @@ def _chosen(folder: Path, major: int | None) -> Binaries:
     return found
 
 
-def _candidates() -> Iterator[Path]:
+def candidates() -> Iterator[Path]:
+    """Yield folders that may hold a server, the preferred ones first."""
     if config := shutil.which("pg_config"):
         asked = subprocess.run([config, "--bindir"], capture_output=True, text=True, check=False)
         yield Path(asked.stdout.strip())

@@ -125,10 +125,18 @@ def socket_folder(home: Path) -> Path:
 
 @contextmanager
 def locked(path: Path) -> Generator[None]:
-    """Hold the exclusive lock of a file for the block."""
-    with open_lock(path) as descriptor:
-        fcntl.flock(descriptor, fcntl.LOCK_EX)
-        yield
+    """Hold the exclusive lock of a file for the block.
+
+    Raises:
+        FileNotFoundError: The folder of the file is gone.
+    """
+    while True:
+        with open_lock(path) as descriptor:
+            fcntl.flock(descriptor, fcntl.LOCK_EX)
+            # Who held it before may have deleted a throw-away store; then this is nobody's file.
+            if path.exists() and os.path.samestat(os.fstat(descriptor), path.stat()):
+                yield
+                return
 
 
 @contextmanager

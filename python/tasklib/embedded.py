@@ -7,6 +7,7 @@ one to leave stops it, and a watcher does so when the last one was killed.
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
 import hashlib
 import os
@@ -114,9 +115,10 @@ class Embedded:
                 "TASKLIB_EMBEDDED=never forbids the embedded server",
                 hint="Set TASKLIB_DATABASE_URL or DATABASE_URL to postgresql://user@host/database.",
             )
-        if not self._held:
+        while not self._held:
             self._make_home()
-            self._join()
+            with contextlib.suppress(FileNotFoundError):  # thrown away by its last user just now
+                self._join()
         return self._running_url()
 
     def stop(self) -> None:
