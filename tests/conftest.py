@@ -11,9 +11,9 @@ import pytest
 from psycopg import Connection
 from psycopg.conninfo import make_conninfo
 from pytest_postgresql import factories
-from tasklib._migrate import migrate
 
 from servers import Server, serve
+from tasklib._migrate import migrate
 
 # What the machine has configured for other programs must not reach a test.
 for name in list(os.environ):

@@ -21,6 +21,7 @@ from uuid import uuid4
 
 import psycopg
 from psycopg.conninfo import conninfo_to_dict, make_conninfo
+
 from tasklib import _binaries
 from tasklib.embedded import FAST, Embedded
 
