@@ -56,6 +56,7 @@ class Cluster:
             ConfigurationError: There are no programs of the version that the data needs.
             EmbeddedError: The server does not start.
         """
+        left_behind = _postmaster.read(self.data) is not None
         if self._is_up():
             return None
         written_by = self.data / "PG_VERSION"
@@ -63,7 +64,8 @@ class Cluster:
         binaries = self.account.usable(_binaries.find(major))
         if major is None:
             self._create(binaries)
-        self._start(binaries)
+        # The sessions of a killed server hold its shared memory for a moment.
+        self._start(binaries, patience=5.0 if left_behind else 0.0)
         return binaries
 
     def _is_up(self) -> bool:
@@ -122,12 +124,12 @@ class Cluster:
             self.account.own(path)
         return path
 
-    def _start(self, binaries: Binaries) -> None:
+    def _start(self, binaries: Binaries, *, patience: float) -> None:
         self._write_settings()
         log = self.home / "server.log"
         if log.exists() and log.stat().st_size > LOG_BYTES:
             log.write_bytes(b"")
-        end = time.monotonic() + 5.0
+        end = time.monotonic() + patience
         # In the home folder and with PGDATA: pg_ctl hands its arguments to a shell unquoted.
         command = ["pg_ctl", "start", "-w", "-t", str(int(START_SECONDS)), "-l", log.name]
         while True:
@@ -140,7 +142,6 @@ class Cluster:
                     f"the embedded PostgreSQL {binaries.version} in {str(self.home)!r} does not "
                     f"start; the end of its log:\n{tail.strip()}"
                 )
-            # The sessions of a killed server hold its shared memory for a moment.
             time.sleep(0.25)
 
     def _write_settings(self) -> None:
