@@ -7,7 +7,7 @@ from datetime import datetime
 from typing import TYPE_CHECKING, Annotated, Any, Generic, Literal, TypeVar
 from uuid import UUID
 
-from pydantic import AwareDatetime, BaseModel, ConfigDict, Field
+from pydantic import AwareDatetime, BaseModel, ConfigDict, Field, Strict
 
 State = Literal["pending", "running", "completed", "failed", "cancelled"]
 JSON = dict[str, Any] | list[Any] | str | int | float | bool | None
@@ -140,11 +140,11 @@ class Options:
     """What is asked of one task beside its arguments; None leaves it to the task type."""
 
     queue: Annotated[str, Field(min_length=1, max_length=128)] | None = None
-    priority: Annotated[int, Field(ge=-1000, le=1000)] | None = None
-    delay_seconds: Annotated[float, Field(ge=0)] | None = None
-    scheduled_at: AwareDatetime | None = None
-    max_retries: Annotated[int, Field(ge=0, le=1000)] | None = None
-    timeout_seconds: Annotated[float, Field(ge=0.001, le=604_800)] | None = None
+    priority: Annotated[int, Field(ge=-1000, le=1000, strict=True)] | None = None
+    delay_seconds: Annotated[float, Field(ge=0, strict=True)] | None = None
+    scheduled_at: Annotated[AwareDatetime, Strict()] | None = None
+    max_retries: Annotated[int, Field(ge=0, le=1000, strict=True)] | None = None
+    timeout_seconds: Annotated[float, Field(ge=0.001, le=604_800, strict=True)] | None = None
     backoff: Backoff | None = None
     tags: dict[str, Any] | None = None
     headers: dict[str, Any] | None = None

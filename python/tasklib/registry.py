@@ -286,7 +286,7 @@ def checked(label: str, options: Mapping[str, Any]) -> Options:
     try:
         if isinstance(values.get("backoff"), Mapping):
             values["backoff"] = Backoff.model_validate(values["backoff"])
-        return _OPTIONS.validate_python(values, strict=True)
+        return _OPTIONS.validate_python(values)
     except ValidationError as error:
         faults = "; ".join(
             f"{fault['loc'][0]}={fault['input']!r}: {fault['msg']}" for fault in error.errors()

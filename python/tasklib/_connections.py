@@ -1,0 +1,248 @@
+"""Run calls: on connections of our own, or on one that the caller brought.
+
+There is no pool with threads or tasks of its own: a connection that is not in use lies in a list.
+So there is nothing to start, nothing that belongs to an event loop, and nothing to warn at exit.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import threading
+import weakref
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager, contextmanager
+from typing import Any, TypeVar
+
+import psycopg
+from psycopg.conninfo import conninfo_to_dict, make_conninfo
+from psycopg.pq import TransactionStatus
+from psycopg.rows import TupleRow, tuple_row
+
+from tasklib._calls import Call
+from tasklib._store import open_store
+from tasklib.config import Config
+from tasklib.errors import DatabaseUnavailable, InvalidArguments, TaskLibError, from_sqlstate
+
+T = TypeVar("T")
+Connection = psycopg.Connection[TupleRow]
+AsyncConnection = psycopg.AsyncConnection[TupleRow]
+
+WAIT_SECONDS = 30.0
+
+# A peer that vanished without a word is noticed within a minute instead of two hours.
+_LIVENESS = {
+    "connect_timeout": "10",
+    "keepalives_idle": "15",
+    "keepalives_interval": "5",
+    "keepalives_count": "3",
+    "tcp_user_timeout": "30000",
+}
+
+
+def conninfo(config: Config, application_name: str = "tasklib") -> str:
+    """Return what to connect with; what the user said about liveness stays."""
+    given = open_store(config).conninfo
+    known = conninfo_to_dict(given)
+    ours = {"application_name": application_name, **_LIVENESS}
+    return make_conninfo(given, **{key: ours[key] for key in ours if key not in known})
+
+
+def connect(config: Config, application_name: str = "tasklib") -> Connection:
+    """Open a connection of our own, in autocommit.
+
+    Raises:
+        DatabaseUnavailable: The server cannot be reached.
+    """
+    with translated():
+        return psycopg.Connection.connect(
+            conninfo(config, application_name),
+            autocommit=True,
+            prepare_threshold=5 if config.prepared_statements else None,
+        )
+
+
+async def aconnect(config: Config, application_name: str = "tasklib") -> AsyncConnection:
+    """Open a connection of our own for the event loop; see `connect`."""
+    # Finding the store may start a server and migrate it: not on the loop.
+    target = await asyncio.to_thread(conninfo, config, application_name)
+    with translated():
+        return await psycopg.AsyncConnection.connect(
+            target,
+            autocommit=True,
+            prepare_threshold=5 if config.prepared_statements else None,
+        )
+
+
+def run(connection: psycopg.Connection[Any], call: Call[T]) -> T:
+    """Run a call on a connection; the transaction stays the caller's."""
+    with translated(), connection.cursor(row_factory=tuple_row) as cursor:
+        return call.read(cursor.execute(call.sql, call.params).fetchall())
+
+
+async def arun(connection: psycopg.AsyncConnection[Any], call: Call[T]) -> T:
+    """Run a call on an async connection; the transaction stays the caller's."""
+    with translated():
+        async with connection.cursor(row_factory=tuple_row) as cursor:
+            await cursor.execute(call.sql, call.params)
+            return call.read(await cursor.fetchall())
+
+
+@contextmanager
+def translated() -> Iterator[None]:
+    """Raise TaskLib's errors for those of the driver, by SQLSTATE."""
+    try:
+        yield
+    except (psycopg.DataError, UnicodeEncodeError) as error:
+        known = as_tasklib_error(error)
+        raise known or InvalidArguments(str(error)) from error
+    except Exception as error:
+        known = as_tasklib_error(error)
+        if known is None:
+            raise
+        raise known from error
+
+
+def as_tasklib_error(error: BaseException) -> TaskLibError | None:
+    """Translate a driver's error: psycopg's, psycopg2's, or one that Django wrapped."""
+    for source in (error, error.__cause__):
+        sqlstate = getattr(source, "sqlstate", None) or getattr(source, "pgcode", None)
+        if sqlstate and not isinstance(source, TaskLibError):
+            return from_sqlstate(sqlstate, getattr(source, "diag", None))
+    if isinstance(error, (psycopg.OperationalError, psycopg.InterfaceError)):
+        return DatabaseUnavailable(str(error).strip() or "the connection broke")
+    return None
+
+
+class Connections:
+    """Connections for blocking calls, opened when needed, at most ``config.pool_size``."""
+
+    def __init__(self, config: Config) -> None:
+        self._config = config
+        self._idle: list[Connection] = []
+        self._pid = os.getpid()
+        self._room = threading.BoundedSemaphore(config.pool_size)
+        weakref.finalize(self, _close_all, self._idle)
+
+    def run(self, call: Call[T]) -> T:
+        """Run a call in a transaction of its own."""
+        with self._connection() as connection:
+            return run(connection, call)
+
+    def open(self) -> None:
+        """Make sure that the database can be reached."""
+        with self._connection():
+            pass
+
+    def close(self) -> None:
+        """Close what is not in use; the next call opens anew."""
+        _close_all(self._idle)
+
+    @contextmanager
+    def _connection(self) -> Iterator[Connection]:
+        if not self._room.acquire(timeout=WAIT_SECONDS):
+            raise _all_busy(self._config)
+        try:
+            connection = _take(self) or connect(self._config)
+            try:
+                yield connection
+            except BaseException as error:
+                _keep_if_sound(self._idle, connection, error)
+                raise
+            self._idle.append(connection)
+        finally:
+            self._room.release()
+
+
+class AsyncConnections:
+    """Connections for calls from event loops.
+
+    An idle connection belongs to no loop, so a program that calls ``asyncio.run`` again and again
+    goes on with the connections it has.
+    """
+
+    def __init__(self, config: Config) -> None:
+        self._config = config
+        self._idle: list[AsyncConnection] = []
+        self._pid = os.getpid()
+        self._rooms: weakref.WeakKeyDictionary[asyncio.AbstractEventLoop, asyncio.Semaphore]
+        self._rooms = weakref.WeakKeyDictionary()
+        weakref.finalize(self, _close_all, self._idle)
+
+    async def run(self, call: Call[T]) -> T:
+        """Run a call in a transaction of its own."""
+        async with self._connection() as connection:
+            return await arun(connection, call)
+
+    async def open(self) -> None:
+        """Make sure that the database can be reached."""
+        async with self._connection():
+            pass
+
+    def close(self) -> None:
+        """Close what is not in use, from any thread or loop; the next call opens anew."""
+        _close_all(self._idle)
+
+    @asynccontextmanager
+    async def _connection(self) -> AsyncIterator[AsyncConnection]:
+        room = self._rooms.setdefault(
+            asyncio.get_running_loop(), asyncio.Semaphore(self._config.pool_size)
+        )
+        try:
+            await asyncio.wait_for(room.acquire(), WAIT_SECONDS)
+        except TimeoutError:
+            raise _all_busy(self._config) from None
+        try:
+            connection = _take(self) or await aconnect(self._config)
+            try:
+                yield connection
+            except BaseException as error:
+                _keep_if_sound(self._idle, connection, error)
+                raise
+            self._idle.append(connection)
+        finally:
+            room.release()
+
+
+def _take(pool: Any) -> Any:
+    """Return the idle connection used last that the server has not closed meanwhile."""
+    if pool._pid != os.getpid():
+        # A forked child must neither use nor close what its parent still talks through.
+        _inherited.append(list(pool._idle))
+        pool._idle.clear()
+        pool._pid = os.getpid()
+    while True:
+        try:
+            connection = pool._idle.pop()
+        except IndexError:
+            return None
+        try:
+            connection.pgconn.consume_input()
+        except psycopg.OperationalError:
+            connection.pgconn.finish()
+        else:
+            return connection
+
+
+_inherited: list[list[Any]] = []
+
+
+def _keep_if_sound(idle: list[Any], connection: Any, error: BaseException) -> None:
+    """Keep a connection whose call TaskLib refused; after anything else it may be in any state."""
+    is_refusal = isinstance(error, TaskLibError) and (error.sqlstate or "").startswith("TL")
+    if is_refusal and connection.pgconn.transaction_status == TransactionStatus.IDLE:
+        idle.append(connection)
+    else:
+        connection.pgconn.finish()
+
+
+def _close_all(idle: list[Any]) -> None:
+    while idle:
+        idle.pop().pgconn.finish()
+
+
+def _all_busy(config: Config) -> DatabaseUnavailable:
+    return DatabaseUnavailable(
+        f"all {config.pool_size} connections were busy for {WAIT_SECONDS:.0f} s",
+        hint="Raise Config(pool_size=...), or look for what holds them.",
+    )
