@@ -238,7 +238,8 @@ def _keep_if_sound(idle: list[Any], connection: Any, error: BaseException) -> No
 
 def _close_all(idle: list[Any]) -> None:
     while idle:
-        idle.pop().pgconn.finish()
+        connection = idle.pop()  # named: it must live until it is closed, or it warns
+        connection.pgconn.finish()
 
 
 def _all_busy(config: Config) -> DatabaseUnavailable:
