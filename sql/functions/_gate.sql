@@ -1,0 +1,180 @@
+-- Concurrency keys. A gate row exists exactly while a task of its key runs, or is ready with
+-- holds_key. Nobody waits for a gate: whoever finds its row locked leaves a note in gate_check, and
+-- tick looks again. Keys are visited in ascending order.
+
+-- A task may pass when nobody has the gate and nobody with the same key is before it. A row that
+-- another session has picked but not committed is still seen here, so two claims cannot overtake each
+-- other.
+create or replace function tasklib._open_gates(picked tasklib.ready[])
+  returns tasklib.ready[]
+  language plpgsql
+  volatile
+  set search_path = pg_catalog, pg_temp
+as $$
+declare
+  v_row tasklib.ready;
+  v_out uuid[] := array[]::uuid[];
+begin
+  if not exists (select from unnest(picked) as pick where pick.key is not null and not pick.holds_key)
+  then
+    return picked;
+  end if;
+  for v_row in
+    select pick.* from unnest(picked) as pick
+    where pick.key is not null and not pick.holds_key
+    order by pick.key, pick.pos
+  loop
+    if not tasklib._open_gate(v_row) then
+      insert into tasklib.waiting (key, pos, task_id, lane, type, attempt, unique_until)
+      values (v_row.key, v_row.pos, v_row.task_id, v_row.lane, v_row.type, v_row.attempt,
+        v_row.unique_until);
+      v_out := v_out || v_row.task_id;
+    end if;
+  end loop;
+  return coalesce((
+    select array_agg(picked[n] order by n) from generate_subscripts(picked, 1) as n
+    where (picked[n]).task_id <> all (v_out)
+  ), array[]::tasklib.ready[]);
+end;
+$$;
+comment on function tasklib._open_gates(tasklib.ready[]) is
+  'Internal. Takes the gates of picked tasks; those that do not get theirs go to waiting and are left out.';
+
+create or replace function tasklib._open_gate(candidate tasklib.ready)
+  returns boolean
+  language plpgsql
+  volatile
+  set search_path = pg_catalog, pg_temp
+as $$
+begin
+  perform from tasklib.gate where gate.key = candidate.key for update skip locked;
+  if found then
+    return false;
+  end if;
+  if not exists (select from tasklib.gate where gate.key = candidate.key) then
+    if exists (
+      select from tasklib.waiting where waiting.key = candidate.key and waiting.pos < candidate.pos
+    ) then
+      insert into tasklib.gate_check (key) values (candidate.key);
+      return false;
+    elsif exists (
+      select from tasklib.ready where ready.key = candidate.key and ready.pos < candidate.pos
+    ) then
+      return false;
+    end if;
+    insert into tasklib.gate (key, task_id) values (candidate.key, candidate.task_id)
+    on conflict do nothing;
+    if found then
+      return true;
+    end if;
+  end if;
+  insert into tasklib.gate_check (key) values (candidate.key);
+  return false;
+end;
+$$;
+comment on function tasklib._open_gate(tasklib.ready) is
+  'Internal. Takes the gate of the candidate''s key; false when it has to wait.';
+
+create or replace function tasklib._leave_gates(keys bigint[])
+  returns void
+  language plpgsql
+  volatile
+  set search_path = pg_catalog, pg_temp
+as $$
+declare
+  v_key bigint;
+begin
+  for v_key in
+    select distinct given.key from unnest(keys) as given (key) where given.key is not null order by 1
+  loop
+    perform from tasklib.gate where gate.key = v_key for update skip locked;
+    if found then
+      perform tasklib._hand_over(v_key);
+    else
+      insert into tasklib.gate_check (key) values (v_key);
+    end if;
+  end loop;
+end;
+$$;
+comment on function tasklib._leave_gates(bigint[]) is
+  'Internal. The tasks that held these gates no longer run: hand each gate to the next in line.';
+
+-- The caller has the gate row locked, or found that there is none. When the first in line is still
+-- ready, the gate opens and its claim takes it.
+create or replace function tasklib._hand_over(key bigint)
+  returns boolean
+  language plpgsql
+  volatile
+  set search_path = pg_catalog, pg_temp
+as $$
+declare
+  v_next tasklib.waiting;
+begin
+  select waiting.* into v_next
+  from tasklib.waiting
+  where waiting.key = _hand_over.key
+  order by waiting.key, waiting.pos limit 1
+  for update skip locked;
+
+  if not found or exists (
+    select from tasklib.ready where ready.key = _hand_over.key and ready.pos < v_next.pos
+  ) then
+    delete from tasklib.gate where gate.key = _hand_over.key;
+    return false;
+  end if;
+  update tasklib.gate set task_id = v_next.task_id where gate.key = _hand_over.key;
+  if not found then
+    insert into tasklib.gate (key, task_id) values (_hand_over.key, v_next.task_id)
+    on conflict do nothing;
+    if not found then
+      insert into tasklib.gate_check (key) values (_hand_over.key);
+      return false;
+    end if;
+  end if;
+  delete from tasklib.waiting where waiting.key = v_next.key and waiting.pos = v_next.pos;
+  insert into tasklib.ready (task_id, lane, type, attempt, holds_key, unique_until, key)
+  values (v_next.task_id, v_next.lane, v_next.type, v_next.attempt, true, v_next.unique_until, v_next.key);
+  return true;
+end;
+$$;
+comment on function tasklib._hand_over(bigint) is
+  'Internal. Gives the gate of a key to the first waiting task, or opens it. True when a task became ready.';
+
+-- A note is settled when the gate's holder runs or is ready with the gate, or when the gate was handed
+-- over here.
+create or replace function tasklib._check_gates(max_rows int)
+  returns int
+  language plpgsql
+  volatile
+  set search_path = pg_catalog, pg_temp
+as $$
+declare
+  v_key bigint;
+  v_holder uuid;
+  v_count int := 0;
+begin
+  for v_key in
+    with noted as (
+      delete from tasklib.gate_check
+      where gate_check.ctid = any (array(
+        select note.ctid from tasklib.gate_check as note limit max_rows for update skip locked))
+      returning gate_check.key
+    )
+    select distinct noted.key from noted order by 1
+  loop
+    select gate.task_id into v_holder from tasklib.gate where gate.key = v_key for update skip locked;
+    if not found and exists (select from tasklib.gate where gate.key = v_key) then
+      insert into tasklib.gate_check (key) values (v_key);
+    elsif v_holder is null
+      or not exists (select from tasklib.running where running.task_id = v_holder)
+        and not exists (select from tasklib.ready where ready.task_id = v_holder and ready.holds_key)
+    then
+      v_count := v_count + tasklib._hand_over(v_key)::int;
+    end if;
+    v_holder := null;
+  end loop;
+  return v_count;
+end;
+$$;
+comment on function tasklib._check_gates(int) is
+  'Internal. Looks again at gates that were locked when they should have been handed over; returns how many tasks became ready.';

@@ -1,0 +1,164 @@
+-- Low-water marks. A mark says: no row of the lane lies below it, and none can come to lie there. So a
+-- claim may start at the mark, however many dead rows a long snapshot keeps below it.
+--
+-- Why that can be proven. Every transaction takes its id before it draws a position or reads the clock
+-- for a due time (_insert_tasks asks for it; everything else has deleted a row by then). tick reads the
+-- last position S and the clock T, then takes its own id X and notes (X, S, T). A transaction that drew
+-- a position up to S had its id by then, so the id is below X. Once every transaction below X has ended,
+-- nothing at or below S can appear any more. Readers have no id and do not hold this up.
+
+-- Nothing new can appear at or below pos, or due before at.
+create or replace function tasklib._safe(out pos bigint, out at timestamptz)
+  language plpgsql
+  volatile
+  set search_path = pg_catalog, pg_temp
+as $$
+declare
+  v_pos bigint;
+  v_at timestamptz;
+  v_xid xid8;
+  v_oldest xid8;
+begin
+  select case when is_called then last_value else last_value - 1 end into v_pos from tasklib.position;
+  v_at := clock_timestamp();
+  v_xid := pg_current_xact_id();
+  insert into tasklib.horizon (xid, pos, at) values (v_xid, v_pos, v_at) on conflict do nothing;
+
+  v_oldest := pg_snapshot_xmin(pg_current_snapshot());
+  select note.pos, note.at into _safe.pos, _safe.at
+  from tasklib.horizon as note where note.xid <= v_oldest order by note.xid desc limit 1;
+
+  -- a long transaction holds it up: does it write to the queue at all?
+  if _safe.at is null or v_pos - _safe.pos > 1000 or v_at - _safe.at > interval '5 seconds' then
+    v_oldest := tasklib._oldest_writer(v_xid);
+    select note.pos, note.at into _safe.pos, _safe.at
+    from tasklib.horizon as note where note.xid <= v_oldest order by note.xid desc limit 1;
+  end if;
+
+  delete from tasklib.horizon as note
+  where note.xid < (
+    select kept.xid from tasklib.horizon as kept where kept.pos <= _safe.pos and kept.at <= _safe.at
+    order by kept.xid desc limit 1);
+end;
+$$;
+comment on function tasklib._safe() is
+  'Internal. Notes where positions and time stand, and returns the newest note that every transaction which could still write below it has outlived: nothing new can appear at or below pos, or due before at. Nulls while there is none.';
+
+-- The lock on a table that a transaction has written to is held until it has ended, so that one which
+-- is not seen here has ended, and a later snapshot sees what it did. pg_locks shows 32 bits of an id.
+create or replace function tasklib._oldest_writer(own xid8)
+  returns xid8
+  language sql
+  volatile
+  set search_path = pg_catalog, pg_temp
+as $$
+  select coalesce(min((
+      own::text::numeric
+      - ((own::text::numeric % 4294967296 - holder.transactionid::text::numeric + 4294967296) % 4294967296)
+    )::text::xid8), own)
+  from pg_locks as writer
+    join pg_locks as holder using (virtualtransaction)
+  where writer.locktype = 'relation'
+    and writer.database = (select oid from pg_database where datname = current_database())
+    and writer.relation in ('tasklib.ready'::regclass, 'tasklib.delayed'::regclass, 'tasklib.running'::regclass)
+    and writer.mode = 'RowExclusiveLock'
+    and holder.locktype = 'transactionid'
+    and holder.mode = 'ExclusiveLock'
+    and holder.granted
+    and holder.pid is distinct from pg_backend_pid()
+$$;
+comment on function tasklib._oldest_writer(xid8) is
+  'Internal. The oldest transaction that has written, or may write, to ready, delayed or running; own when there is none.';
+
+-- One position in 127 leaves a note of its lane, so that tick knows which lanes see traffic and a lane
+-- with little of it costs claims nothing.
+create or replace function tasklib._note_lanes(picked tasklib.ready[])
+  returns void
+  language plpgsql
+  volatile
+  set search_path = pg_catalog, pg_temp
+as $$
+begin
+  insert into tasklib.mark (lane, low_pos, set_at)
+  select distinct pick.lane, 0, clock_timestamp()
+  from unnest(picked) as pick
+  where pick.pos % 127 = 0
+    and not exists (select from tasklib.mark where mark.lane = pick.lane);
+end;
+$$;
+comment on function tasklib._note_lanes(tasklib.ready[]) is
+  'Internal. Makes sure that busy lanes have a mark for tick to move.';
+
+-- Marks are appended and old ones deleted: the newest is the first entry of its lane, which a row
+-- updated in place under a held snapshot would not be. A mark that nothing needs any more goes: its
+-- lane is empty, and vacuum has removed what was below it.
+create or replace function tasklib._move_marks(safe_pos bigint)
+  returns void
+  language plpgsql
+  volatile
+  set search_path = pg_catalog, pg_temp
+as $$
+declare
+  v_mark tasklib.mark;
+  v_lane bigint := -9223372036854775808;
+  v_first bigint;
+  v_low bigint;
+begin
+  loop
+    select mark.* into v_mark from tasklib.mark
+    where mark.lane > v_lane order by mark.lane, mark.low_pos desc limit 1;
+    exit when not found;
+    v_lane := v_mark.lane;
+
+    select ready.pos into v_first from tasklib.ready
+    where ready.lane = v_lane and ready.pos >= v_mark.low_pos
+    order by ready.lane, ready.pos limit 1;
+    v_low := least(v_first, safe_pos + 1);
+
+    if v_low > v_mark.low_pos + 200 then
+      insert into tasklib.mark (lane, low_pos, set_at) values (v_lane, v_low, clock_timestamp());
+      delete from tasklib.mark where mark.lane = v_lane and mark.low_pos < v_low;
+    elsif v_first is null and v_mark.set_at < clock_timestamp() - interval '2 minutes'
+      and pg_stat_get_dead_tuples('tasklib.ready'::regclass) < 5000
+    then
+      delete from tasklib.mark where mark.lane = v_lane;
+    end if;
+  end loop;
+end;
+$$;
+comment on function tasklib._move_marks(bigint) is
+  'Internal. Moves the low-water marks of all lanes up to their first task, at most to safe_pos + 1.';
+
+create or replace function tasklib._low_time(kind text)
+  returns timestamptz
+  language sql
+  stable
+  set search_path = pg_catalog, pg_temp
+as $$
+  select coalesce((
+    select time_mark.low from tasklib.time_mark where time_mark.kind = _low_time.kind
+    order by time_mark.kind desc, time_mark.low desc limit 1), '-infinity')
+$$;
+comment on function tasklib._low_time(text) is
+  'Internal. The low-water mark of delayed (kind delayed) or of running deadlines (kind deadline).';
+
+create or replace function tasklib._move_time_mark(kind text, first timestamptz, safe_at timestamptz)
+  returns void
+  language plpgsql
+  volatile
+  set search_path = pg_catalog, pg_temp
+as $$
+declare
+  v_low timestamptz := least(first, safe_at);
+begin
+  if v_low > tasklib._low_time(_move_time_mark.kind) + interval '5 seconds'
+    or tasklib._low_time(_move_time_mark.kind) = '-infinity' and v_low is not null
+  then
+    insert into tasklib.time_mark (kind, low) values (_move_time_mark.kind, v_low);
+    delete from tasklib.time_mark
+    where time_mark.kind = _move_time_mark.kind and time_mark.low < v_low;
+  end if;
+end;
+$$;
+comment on function tasklib._move_time_mark(text, timestamptz, timestamptz) is
+  'Internal. Moves a time mark to the first entry, at most to safe_at.';

@@ -1,0 +1,277 @@
+create or replace function tasklib.claim(
+  worker_id uuid,
+  queues text[] default '{default}',
+  max_tasks int default 1
+)
+  returns setof tasklib.claimed
+  language plpgsql
+  security definer
+  set search_path = pg_catalog, pg_temp
+  set jit = off
+  set enable_seqscan = off
+  set enable_sort = off
+  set enable_bitmapscan = off
+  set enable_hashjoin = off
+  set enable_mergejoin = off
+  set plan_cache_mode = force_generic_plan
+as $$
+declare
+  v_worker tasklib.worker;
+  v_picked tasklib.ready[];
+begin
+  perform tasklib._check_queues(claim.queues);
+  if max_tasks is null or max_tasks not between 1 and 10000 then
+    perform tasklib._reject('TL001', 'max_tasks ' || tasklib._shown(max_tasks::text)
+      || ' is out of range', null, 'Pass 1 to 10000: as many tasks as can start soon.');
+  end if;
+  v_worker := tasklib._registration(claim.worker_id, true);
+
+  v_picked := tasklib._pick(v_worker.types, claim.queues, claim.max_tasks);
+  if cardinality(v_picked) < max_tasks and tasklib._keep_house(cardinality(v_picked) = 0) then
+    v_picked := v_picked
+      || tasklib._pick(v_worker.types, claim.queues, claim.max_tasks - cardinality(v_picked));
+  end if;
+
+  return query select * from tasklib._start(v_picked, claim.worker_id);
+end;
+$$;
+comment on function tasklib.claim(uuid, text[], int) is
+  'Hand out up to max_tasks due tasks of names that the worker registered: by priority, then queue in the order given, then the order in which they became ready. Rows that other sessions hold are skipped. Each row is an attempt that must be ended by complete, fail, finish, release or snooze with (id, worker_id, attempt). Finding too little, it does some housekeeping first. Commit at once: until then nobody sees that the tasks run. Errors: TL001, TL007 the worker is not registered, TL011.';
+
+create or replace function tasklib._check_queues(queues text[])
+  returns void
+  language plpgsql
+  immutable
+  set search_path = pg_catalog, pg_temp
+as $$
+begin
+  if queues is null or cardinality(queues) not between 1 and 1000 or array_position(queues, null) is not null
+    or array_ndims(queues) <> 1
+  then
+    perform tasklib._reject('TL001', 'queues must be a list of 1 to 1000 names, got '
+      || tasklib._shown(queues::text), null, 'Pass queues => ''{default,mail}''.');
+  end if;
+end;
+$$;
+comment on function tasklib._check_queues(text[]) is
+  'Internal. Raises TL001 unless queues is a flat, filled list of names.';
+
+-- Best first over several queues: of the queues that still have something, the one whose first task
+-- has the highest priority goes on, up to the priority at which another queue is before it. Lanes
+-- sort by priority within a queue; their last 12 bits compare between queues.
+create or replace function tasklib._pick(types bigint[], queues text[], max_tasks int)
+  returns tasklib.ready[]
+  language plpgsql
+  volatile
+  set search_path = pg_catalog, pg_temp
+as $$
+declare
+  v_picked tasklib.ready[] := array[]::tasklib.ready[];
+  v_next bigint[];
+  v_last bigint[];
+  v_rank bigint[];
+  v_best int;
+  v_bound bigint;
+begin
+  select array_agg(tasklib._lane(asked.name, 1024)), array_agg(tasklib._lane(asked.name, -3071))
+    into v_next, v_last
+  from (
+    select name, min(n) as n from unnest(queues) with ordinality as given (name, n)
+    where not exists (select from tasklib.queue where queue.name = given.name and queue.paused)
+    group by name order by min(n)
+  ) as asked;
+
+  while cardinality(v_next) > 1 and cardinality(v_picked) < max_tasks loop
+    -- where each queue stands: priority of its first task, then place in the list
+    select array_agg((tasklib._first_lane(v_next[i], v_last[i], types) & 4095) * 1000 + i order by i)
+      into v_rank
+    from generate_subscripts(v_next, 1) as i;
+    select i into v_best from generate_subscripts(v_rank, 1) as i
+    where v_rank[i] is not null order by v_rank[i] limit 1;
+    if not found then
+      return v_picked;
+    end if;
+    -- up to, or without, the best priority of the others
+    v_bound := (select least(v_last[v_best], (v_last[v_best] & -4096)
+        + min(v_rank[i] / 1000 - (i < v_best)::int))
+      from generate_subscripts(v_rank, 1) as i where i <> v_best and v_rank[i] is not null);
+    v_bound := coalesce(v_bound, v_last[v_best]);
+    v_picked := v_picked || tasklib._pick_lanes(types, v_next[v_best], v_bound,
+      max_tasks - cardinality(v_picked));
+    v_next[v_best] := v_bound + 1;
+  end loop;
+
+  if cardinality(v_next) = 1 then
+    v_picked := tasklib._pick_lanes(types, v_next[1], v_last[1], max_tasks);
+  end if;
+  return v_picked;
+end;
+$$;
+comment on function tasklib._pick(bigint[], text[], int) is
+  'Internal. Takes the best ready tasks of the queues out of ready, in the order in which they go.';
+
+-- One scan from mark to mark: below the low-water mark of a lane there is nothing, however many dead
+-- rows a held snapshot keeps there. ctid, because a join by key may flip to a plan that reads the
+-- whole table when statistics were taken at the wrong moment; the subquery has locked the pick.
+create or replace function tasklib._pick_lanes(
+  types bigint[],
+  first_lane bigint,
+  last_lane bigint,
+  max_tasks int
+)
+  returns tasklib.ready[]
+  language plpgsql
+  volatile
+  set search_path = pg_catalog, pg_temp
+as $$
+declare
+  v_all tasklib.ready[] := array[]::tasklib.ready[];
+  v_picked tasklib.ready[];
+  v_mark record;
+  v_lane bigint := first_lane;
+  v_pos bigint := 0;
+  v_stop bigint;
+  v_budget int := max_tasks + 1000;
+begin
+  loop
+    select mark.lane, mark.low_pos into v_mark
+    from tasklib.mark
+    where mark.lane >= v_lane + (v_pos > 0)::int and mark.lane <= last_lane
+    order by mark.lane, mark.low_pos desc limit 1;
+    v_stop := coalesce(v_mark.lane - 1, last_lane);
+
+    -- again while some of what was picked had to wait for its concurrency key
+    while v_lane <= v_stop and cardinality(v_all) < max_tasks and v_budget > 0 loop
+      with taken as (
+        delete from tasklib.ready
+        where ready.ctid = any (array(
+          select candidate.ctid
+          from tasklib.ready as candidate
+          where (candidate.lane, candidate.pos) >= (v_lane, v_pos)
+            and candidate.lane <= v_stop
+            and (types is null or candidate.type = any (types))
+          order by candidate.lane, candidate.pos
+          limit max_tasks - cardinality(v_all)
+          for update skip locked
+        ))
+        returning ready as task
+      )
+      select array_agg(taken.task order by (taken.task).lane, (taken.task).pos) into v_picked
+      from taken;
+      exit when v_picked is null;
+      v_budget := v_budget - cardinality(v_picked);
+      perform tasklib._note_lanes(v_picked);
+      v_all := v_all || tasklib._open_gates(v_picked);
+    end loop;
+
+    exit when v_mark.lane is null or cardinality(v_all) >= max_tasks or v_budget <= 0;
+    v_lane := v_mark.lane;
+    v_pos := greatest(v_mark.low_pos, 1);
+  end loop;
+  return v_all;
+end;
+$$;
+comment on function tasklib._pick_lanes(bigint[], bigint, bigint, int) is
+  'Internal. Takes up to max_tasks rows of lanes first_lane to last_lane out of ready.';
+
+create or replace function tasklib._first_lane(first_lane bigint, last_lane bigint, types bigint[])
+  returns bigint
+  language plpgsql
+  stable
+  set search_path = pg_catalog, pg_temp
+as $$
+declare
+  v_mark record;
+  v_lane bigint := first_lane;
+  v_pos bigint := 0;
+  v_found bigint;
+begin
+  loop
+    select mark.lane, mark.low_pos into v_mark
+    from tasklib.mark
+    where mark.lane >= v_lane + (v_pos > 0)::int and mark.lane <= last_lane
+    order by mark.lane, mark.low_pos desc limit 1;
+
+    select ready.lane into v_found
+    from tasklib.ready
+    where (ready.lane, ready.pos) >= (v_lane, v_pos)
+      and ready.lane <= coalesce(v_mark.lane - 1, last_lane)
+      and (types is null or ready.type = any (types))
+    order by ready.lane, ready.pos limit 1;
+
+    exit when v_found is not null or v_mark.lane is null;
+    v_lane := v_mark.lane;
+    v_pos := greatest(v_mark.low_pos, 1);
+  end loop;
+  return v_found;
+end;
+$$;
+comment on function tasklib._first_lane(bigint, bigint, bigint[]) is
+  'Internal. The lane of the first task between two lanes; null when there is none.';
+
+-- From ready rows to running ones. Reads each body once: for the timeout of the row that it inserts
+-- and for the row that it returns.
+create or replace function tasklib._start(picked tasklib.ready[], worker_id uuid)
+  returns setof tasklib.claimed
+  language plpgsql
+  volatile
+  set search_path = pg_catalog, pg_temp
+as $$
+declare
+  v_now timestamptz;
+begin
+  if cardinality(picked) = 0 then
+    return;
+  end if;
+  if exists (select from unnest(picked) as pick where pick.unique_until = 's') then
+    perform tasklib._free_unique_keys((
+      select array_agg(pick.task_id) from unnest(picked) as pick where pick.unique_until = 's'));
+  end if;
+
+  v_now := clock_timestamp();
+  return query
+    with started as materialized (
+      select pick.task_id, pick.lane, pick.type, pick.unique_until, pick.key, pick.attempt + 1 as attempt,
+        body.name, body.queue, body.kwargs, body.priority, body.tags, body.headers, body.created_at,
+        coalesce(body.max_retries, type.max_retries, 3)::int as max_retries,
+        coalesce(body.timeout_seconds, type.timeout_seconds) as timeout_seconds,
+        pick.n
+      from unnest(picked) with ordinality
+          as pick (task_id, lane, pos, type, attempt, holds_key, unique_until, key, n)
+        cross join lateral (select task.* from tasklib.task where task.id = pick.task_id offset 0) as body
+        left join lateral (
+          select known.* from tasklib.task_type as known where known.type = pick.type offset 0
+        ) as type on true
+    ),
+    running as (
+      insert into tasklib.running (task_id, worker_id, started_at, deadline, lane, type, attempt,
+        unique_until, key)
+      select started.task_id, _start.worker_id, v_now,
+        v_now + make_interval(secs => started.timeout_seconds),
+        started.lane, started.type, started.attempt, started.unique_until, started.key
+      from started
+    )
+    select started.task_id, started.attempt, started.name, started.queue, started.kwargs,
+      started.priority::int,
+      case when started.attempt = 1 then 0
+        else tasklib._retry_count(started.task_id, started.attempt) end,
+      started.max_retries, started.timeout_seconds, started.tags, started.headers,
+      started.created_at, v_now
+    from started
+    order by started.n;
+end;
+$$;
+comment on function tasklib._start(tasklib.ready[], uuid) is
+  'Internal. Makes picked tasks run with a worker and returns them as claim does.';
+
+create or replace function tasklib._retry_count(task_id uuid, attempt int)
+  returns int
+  language sql
+  stable
+  set search_path = pg_catalog, pg_temp
+as $$
+  select greatest(0, _retry_count.attempt - 1 - coalesce((
+    select allowance.excused from tasklib.allowance where allowance.task_id = _retry_count.task_id), 0))
+$$;
+comment on function tasklib._retry_count(uuid, int) is
+  'Internal. Attempts that were charged, less one.';

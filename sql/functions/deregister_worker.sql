@@ -1,0 +1,50 @@
+create or replace function tasklib.deregister_worker(worker_id uuid, crashed boolean default false)
+  returns int
+  language plpgsql
+  security definer
+  set search_path = pg_catalog, pg_temp
+  set jit = off
+  set enable_seqscan = off
+as $$
+declare
+  v_run tasklib.running;
+  v_count int := 0;
+begin
+  -- waits for an open claim of this worker, whose tasks must be given back too
+  perform from tasklib.worker where worker.id = deregister_worker.worker_id for update;
+  perform tasklib._registration(deregister_worker.worker_id);
+  update tasklib.worker set lost_at = clock_timestamp(), cleared_at = clock_timestamp()
+  where worker.id = deregister_worker.worker_id and worker.lost_at is null;
+
+  for v_run in
+    delete from tasklib.running where running.worker_id = deregister_worker.worker_id
+    returning running.*
+  loop
+    if crashed then
+      perform tasklib._fail(v_run, 'the worker process died', true, null, 'crashed');
+    else
+      perform tasklib._release(v_run);
+    end if;
+    v_count := v_count + 1;
+  end loop;
+  perform tasklib._forget_any_name();
+  return v_count;
+end;
+$$;
+comment on function tasklib.deregister_worker(uuid, boolean) is
+  'End a worker''s registration. What it still holds is given back: released, or failed as crashed when a supervisor saw its process die. Returns how many tasks that were. Errors: TL007, TL011.';
+
+create or replace function tasklib._forget_any_name()
+  returns void
+  language plpgsql
+  volatile
+  set search_path = pg_catalog, pg_temp
+as $$
+begin
+  delete from tasklib.task_type
+  where task_type.type = 0
+    and not exists (select from tasklib.worker where worker.lost_at is null and worker.types is null);
+end;
+$$;
+comment on function tasklib._forget_any_name() is
+  'Internal. Removes the task type that stands for any name when no live worker takes any name.';

@@ -1,0 +1,196 @@
+create or replace function tasklib.enqueue(
+  name text,
+  kwargs jsonb default '{}',
+  queue text default null,
+  priority int default null,
+  delay interval default null,
+  scheduled_at timestamptz default null,
+  max_retries int default null,
+  timeout_seconds float8 default null,
+  tags jsonb default null,
+  unique_key text default null,
+  concurrency_key text default null,
+  headers jsonb default null,
+  unique_until text default 'finished',
+  backoff jsonb default null
+)
+  returns uuid
+  language plpgsql
+  security definer
+  set search_path = pg_catalog, pg_temp
+  set jit = off
+  set enable_seqscan = off
+  set enable_hashjoin = off
+  set enable_mergejoin = off
+as $$
+declare
+  v_task tasklib.enqueued;
+begin
+  select made.id, made.created into v_task
+  from tasklib._insert_tasks(array[row(
+    enqueue.name, enqueue.kwargs, enqueue.queue, enqueue.priority, enqueue.delay,
+    enqueue.scheduled_at, enqueue.max_retries, enqueue.timeout_seconds, enqueue.tags,
+    enqueue.unique_key, enqueue.concurrency_key, enqueue.headers, enqueue.unique_until,
+    enqueue.backoff)::tasklib.task_spec], false) as made;
+
+  if not v_task.created then
+    raise notice 'task % holds unique_key %: nothing was enqueued', v_task.id,
+      tasklib._shown(enqueue.unique_key);
+  end if;
+  return v_task.id;
+end;
+$$;
+comment on function tasklib.enqueue(
+  text, jsonb, text, int, interval, timestamptz, int, float8, jsonb, text, text, jsonb, text, jsonb
+) is
+  'Insert one task in the caller''s transaction and return its id; the task exists when that transaction commits. An option left out (or null) is taken from the defaults that a worker registered for the name, when it is needed. When an unfinished task of the queue holds unique_key, nothing is inserted and its id is returned with a notice. Errors: TL001 invalid argument, TL002 limit exceeded.';
+
+-- The one way in. Rows are inserted in the order of specs: ids and positions ascend with it. The
+-- transaction id is taken before the clock and before any position, which is what the proof of the
+-- low-water marks (see _safe) rests on.
+create or replace function tasklib._insert_tasks(specs tasklib.task_spec[], batch boolean)
+  returns setof tasklib.enqueued
+  language plpgsql
+  volatile
+  set search_path = pg_catalog, pg_temp
+as $$
+declare
+  v_now timestamptz;
+  v_caller text := tasklib._caller();
+  v_ids uuid[] := tasklib._new_ids(cardinality(specs));
+  v_twins uuid[];
+  v_any_name boolean := exists (select from tasklib.task_type where task_type.type = 0);
+begin
+  perform pg_current_xact_id();
+  v_now := clock_timestamp();
+
+  -- most tasks are a name and a few arguments: those need no further look
+  perform tasklib._check_spec(
+      (spec.name, spec.kwargs, spec.queue, spec.priority, spec.delay, spec.scheduled_at,
+        spec.max_retries, spec.timeout_seconds, spec.tags, spec.unique_key, spec.concurrency_key,
+        spec.headers, spec.unique_until, spec.backoff)::tasklib.task_spec,
+      case when batch then spec.n - 1 end::int)
+  from unnest(specs) with ordinality as spec (name, kwargs, queue, priority, delay, scheduled_at,
+    max_retries, timeout_seconds, tags, unique_key, concurrency_key, headers, unique_until, backoff, n)
+  where not (
+      spec.name ~ '^[[:alnum:]_.:-]{1,128}$'
+      and jsonb_typeof(spec.kwargs) = 'object'
+      and octet_length(spec.kwargs::text) < 130
+      and spec.unique_until = 'finished'
+      and coalesce(spec.queue, spec.unique_key, spec.concurrency_key) is null
+      and coalesce(spec.tags, spec.headers, spec.backoff) is null
+      and coalesce(spec.priority, spec.max_retries, spec.timeout_seconds) is null
+      and spec.delay is null
+      and spec.scheduled_at is null
+    ) is not false;
+
+  v_twins := tasklib._take_unique_keys(specs, v_ids);
+
+  with spec as materialized (
+    select given.n,
+      v_ids[given.n] as id,
+      coalesce(type.type, tasklib._type_of(given.name)) as type,
+      coalesce(given.scheduled_at, v_now + given.delay) as run_at,
+      coalesce(given.queue, type.queue, 'default') as queue,
+      coalesce(given.priority, type.priority, 0) as priority,
+      given.queue is not null as queue_given,
+      given.priority is not null as priority_given,
+      type.type is not null or v_any_name as known,
+      case when given.unique_key is not null then left(given.unique_until, 1)::"char" end as until,
+      tasklib._key(coalesce(given.queue, type.queue, 'default'), given.concurrency_key) as key,
+      given.name, given.kwargs, given.timeout_seconds, given.max_retries, given.tags, given.headers,
+      given.backoff, given.unique_key, given.concurrency_key
+    from unnest(specs) with ordinality as given (name, kwargs, queue, priority, delay, scheduled_at,
+      max_retries, timeout_seconds, tags, unique_key, concurrency_key, headers, unique_until, backoff, n)
+      left join tasklib.task_type as type on type.name = given.name
+    where v_twins is null or v_twins[given.n] is null
+  ),
+  body as (
+    insert into tasklib.task (id, type, created_at, scheduled_at, timeout_seconds, priority,
+      max_retries, queue_given, priority_given, name, queue, enqueued_by, kwargs, tags, headers,
+      backoff, unique_key, concurrency_key, unique_until)
+    select spec.id, spec.type, v_now, spec.run_at, spec.timeout_seconds, spec.priority,
+      spec.max_retries, spec.queue_given, spec.priority_given, spec.name, spec.queue, v_caller,
+      spec.kwargs, spec.tags, spec.headers, spec.backoff, spec.unique_key, spec.concurrency_key,
+      spec.until
+    from spec
+  ),
+  later as (
+    insert into tasklib.delayed (run_at, task_id, lane, type, attempt, reason, unique_until, key)
+    select spec.run_at, spec.id,
+      case when spec.known then tasklib._lane(spec.queue, spec.priority) end,
+      spec.type, 0, 'd', spec.until, spec.key
+    from spec
+    where spec.run_at > v_now
+  ),
+  unknown as (
+    insert into tasklib.parked (type, task_id, attempt, unique_until, key)
+    select spec.type, spec.id, 0, spec.until, spec.key
+    from spec
+    where not spec.known and (spec.run_at > v_now) is not true
+  ),
+  tagged as (
+    insert into tasklib.tag (pair, task_id)
+    select tasklib._tag_pair(entry.key, entry.value), spec.id
+    from spec, jsonb_each(spec.tags) as entry
+    where spec.tags is not null
+    on conflict do nothing
+  )
+  insert into tasklib.ready (task_id, lane, type, attempt, unique_until, key)
+  select spec.id, tasklib._lane(spec.queue, spec.priority), spec.type, 0, spec.until, spec.key
+  from spec
+  where spec.known and (spec.run_at > v_now) is not true
+  order by spec.n;
+
+  perform tasklib._wake(specs, v_now);
+
+  return query
+    select coalesce(v_twins[n], v_ids[n]), v_twins is null or v_twins[n] is null
+    from generate_series(1, cardinality(specs)) as n;
+end;
+$$;
+comment on function tasklib._insert_tasks(tasklib.task_spec[], boolean) is
+  'Internal. Checks and inserts tasks, in order; one row each. batch: errors name the index.';
+
+-- Keys are taken in sorted order, so that two batches with the same keys wait for each other instead
+-- of deadlocking. A key whose holder finished between the two statements is tried again.
+create or replace function tasklib._take_unique_keys(specs tasklib.task_spec[], ids uuid[])
+  returns uuid[]
+  language plpgsql
+  volatile
+  set search_path = pg_catalog, pg_temp
+as $$
+declare
+  v_twins uuid[];
+  v_holder uuid;
+  v_spec record;
+begin
+  for v_spec in
+    select coalesce(given.queue, type.queue, 'default') as queue, given.unique_key as key, given.n
+    from unnest(specs) with ordinality as given (name, kwargs, queue, priority, delay, scheduled_at,
+      max_retries, timeout_seconds, tags, unique_key, concurrency_key, headers, unique_until, backoff, n)
+      left join tasklib.task_type as type on type.name = given.name
+    where given.unique_key is not null
+    order by 1, 2, 3
+  loop
+    loop
+      insert into tasklib.unique_key (queue, key, task_id)
+      values (v_spec.queue, v_spec.key, ids[v_spec.n])
+      on conflict do nothing;
+      exit when found;
+
+      select holder.task_id into v_holder
+      from tasklib.unique_key as holder
+      where holder.queue = v_spec.queue and holder.key = v_spec.key;
+      if found then
+        v_twins := coalesce(v_twins, array_fill(null::uuid, array[cardinality(ids)]));
+        v_twins[v_spec.n] := v_holder;
+        exit;
+      end if;
+    end loop;
+  end loop;
+  return v_twins;
+end;
+$$;
+comment on function tasklib._take_unique_keys(tasklib.task_spec[], uuid[]) is
+  'Internal. Takes the unique keys of specs; returns the holder where a key is taken, null when none is.';

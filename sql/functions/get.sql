@@ -1,0 +1,20 @@
+create or replace function tasklib.get(id uuid)
+  returns setof tasklib.tasks
+  language plpgsql
+  stable
+  security definer
+  set search_path = pg_catalog, pg_temp
+  set jit = off
+  set enable_seqscan = off
+  set enable_hashjoin = off
+  set enable_mergejoin = off
+as $$
+begin
+  return query
+    select tasks.* from tasklib.tasks
+    where tasks.id = get.id
+      and (tasks.enqueued_by = tasklib._caller() or tasklib._caller_is('tasklib_admin'));
+end;
+$$;
+comment on function tasklib.get(uuid) is
+  'One task as the view tasks shows it; no row when there is none, or when another role enqueued it (tasklib_admin sees all).';

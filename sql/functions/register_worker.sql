@@ -1,0 +1,144 @@
+create or replace function tasklib.register_worker(
+  name text default null,
+  lease interval default interval '60 seconds',
+  task_types jsonb default null,
+  info jsonb default null
+)
+  returns uuid
+  language plpgsql
+  security definer
+  set search_path = pg_catalog, pg_temp
+  set jit = off
+  set enable_seqscan = off
+as $$
+declare
+  v_types bigint[];
+  v_now timestamptz := clock_timestamp();
+  v_id uuid;
+begin
+  if register_worker.name is not null then
+    perform tasklib._check_label('name', register_worker.name, 255);
+  end if;
+  if lease is null or lease < interval '1 second' or lease > interval '24 hours' then
+    perform tasklib._reject('TL001', 'lease ' || tasklib._shown(lease::text) || ' is out of range',
+      null, 'Pass an interval from 1 second to 24 hours; the worker must send heartbeats well within it.');
+  end if;
+  perform tasklib._check_object('info', register_worker.info, 16384);
+
+  v_types := tasklib._store_task_types(register_worker.task_types, v_now);
+
+  insert into tasklib.worker (registered_at, lease_until, lease, registered_by, name, types, info)
+  values (v_now, v_now + register_worker.lease, register_worker.lease, tasklib._caller(),
+    coalesce(register_worker.name, 'worker'), v_types, register_worker.info)
+  returning worker.id into v_id;
+
+  perform tasklib._unpark(1000, v_types);
+  return v_id;
+end;
+$$;
+comment on function tasklib.register_worker(text, interval, jsonb, jsonb) is
+  'Begin one start of one worker process and return its id, never used again. task_types: an array of names, or of objects {"name", "queue", "priority", "max_retries", "timeout_seconds", "backoff", "max_crashes"} whose options become the defaults of the name for every producer; null: it takes tasks of any name. lease: how long its tasks stay its own after its last heartbeat. Call it in a transaction of its own. Errors: TL001, TL002.';
+
+-- Sorted by name, so that two workers that start at once wait for each other instead of deadlocking.
+create or replace function tasklib._store_task_types(task_types jsonb, now timestamptz)
+  returns bigint[]
+  language plpgsql
+  volatile
+  set search_path = pg_catalog, pg_temp
+as $$
+declare
+  v_types bigint[] := array[]::bigint[];
+  v_item record;
+begin
+  if task_types is null then
+    insert into tasklib.task_type (type, updated_at, name)
+    values (0, _store_task_types.now, '*')
+    on conflict do nothing;
+    return null;
+  end if;
+  if jsonb_typeof(task_types) <> 'array' or jsonb_array_length(task_types) > 10000 then
+    perform tasklib._reject('TL001', 'task_types must be a JSON array of at most 10000 names, got '
+      || tasklib._shown(task_types::text), null,
+      'Pass ["app.send_email"] or [{"name": "app.send_email", "max_retries": 5}], or null for any name.');
+  end if;
+  for v_item in
+    select case jsonb_typeof(entry.value) when 'string' then entry.value #>> '{}'
+        else entry.value ->> 'name' end as name,
+      case jsonb_typeof(entry.value) when 'string' then jsonb_build_object('name', entry.value)
+        else jsonb_strip_nulls(entry.value) end as options
+    from jsonb_array_elements(task_types) as entry
+    order by 1
+  loop
+    perform tasklib._check_task_type(v_item.name, v_item.options);
+    insert into tasklib.task_type as known (type, updated_at, name, queue, priority, max_retries,
+      timeout_seconds, max_crashes, backoff)
+    values (tasklib._type_of(v_item.name), _store_task_types.now, v_item.name,
+      v_item.options ->> 'queue', (v_item.options -> 'priority')::int,
+      (v_item.options -> 'max_retries')::int, (v_item.options -> 'timeout_seconds')::float8,
+      (v_item.options -> 'max_crashes')::int, v_item.options -> 'backoff')
+    on conflict (type) do update
+      set updated_at = excluded.updated_at,
+          queue = excluded.queue,
+          priority = excluded.priority,
+          max_retries = excluded.max_retries,
+          timeout_seconds = excluded.timeout_seconds,
+          max_crashes = excluded.max_crashes,
+          backoff = excluded.backoff
+      where (known.queue, known.priority, known.max_retries, known.timeout_seconds,
+          known.max_crashes, known.backoff)
+        is distinct from (excluded.queue, excluded.priority, excluded.max_retries,
+          excluded.timeout_seconds, excluded.max_crashes, excluded.backoff);
+    v_types := v_types || tasklib._type_of(v_item.name);
+  end loop;
+  return v_types;
+end;
+$$;
+comment on function tasklib._store_task_types(jsonb, timestamptz) is
+  'Internal. Stores names with their defaults; returns their numbers, null for any name.';
+
+create or replace function tasklib._check_task_type(name text, options jsonb)
+  returns void
+  language plpgsql
+  stable
+  set search_path = pg_catalog, pg_temp
+as $$
+declare
+  v_where text := 'In the task type ' || tasklib._shown(options::text) || '. Nothing was registered.';
+  v_key text;
+  v_value jsonb;
+  v_kind text;
+begin
+  if jsonb_typeof(options) <> 'object' then
+    perform tasklib._reject('TL001', 'a task type must be a name or an object, got '
+      || tasklib._shown(options::text), null, 'Pass ["app.send_email"] or [{"name": "app.send_email"}].');
+  end if;
+  perform tasklib._check_label('name', _check_task_type.name, 128, v_where);
+  for v_key, v_value in select entry.key, entry.value from jsonb_each(options) as entry loop
+    v_kind := case
+      when v_key in ('name', 'queue') then 'string'
+      when v_key in ('priority', 'max_retries', 'timeout_seconds', 'max_crashes') then 'number'
+      when v_key = 'backoff' then 'object'
+    end;
+    if v_kind is null or jsonb_typeof(v_value) <> v_kind
+      or v_kind = 'number'
+        and not tasklib._number_fits(replace(v_key, 'max_crashes', 'max_retries'), v_value::numeric)
+    then
+      perform tasklib._reject('TL001', 'a task type does not take ' || tasklib._shown(v_key) || ' = '
+        || tasklib._shown(v_value::text), v_where,
+        'The options are queue, priority, max_retries, timeout_seconds, backoff and max_crashes.');
+    end if;
+  end loop;
+  if options ->> 'queue' is not null then
+    perform tasklib._check_label('queue', options ->> 'queue', 128, v_where);
+  end if;
+  perform tasklib._check_priority((options -> 'priority')::int, v_where);
+  perform tasklib._check_options((options -> 'max_retries')::int,
+    (options -> 'timeout_seconds')::float8, options -> 'backoff', v_where);
+  if (options -> 'max_crashes')::int not between 1 and 1000 then
+    perform tasklib._reject('TL001', 'max_crashes ' || (options -> 'max_crashes')::text
+      || ' is out of range', v_where, 'Pass 1 to 1000.');
+  end if;
+end;
+$$;
+comment on function tasklib._check_task_type(text, jsonb) is
+  'Internal. Raises TL001 or TL002 for a task type that register_worker does not take.';

@@ -1,0 +1,103 @@
+-- Applied last, every time. PUBLIC gets nothing; nobody gets rights on tables; each role gets the
+-- functions of its trade. Roles belong to the whole cluster, and making them needs CREATEROLE: where
+-- that is missing, a DBA makes the four roles and this file is applied again.
+do $do$
+declare
+  v_role text;
+begin
+  foreach v_role in array array['tasklib_producer', 'tasklib_worker', 'tasklib_observer', 'tasklib_admin'] loop
+    begin
+      if not exists (select from pg_catalog.pg_roles where rolname = v_role) then
+        case v_role
+          when 'tasklib_producer' then create role tasklib_producer nologin;
+          when 'tasklib_worker' then create role tasklib_worker nologin;
+          when 'tasklib_observer' then create role tasklib_observer nologin;
+          when 'tasklib_admin' then create role tasklib_admin nologin;
+        end case;
+      end if;
+    exception
+      when insufficient_privilege then
+        raise notice 'role % does not exist and could not be made: ask a DBA for "create role % nologin" and migrate again', v_role, v_role;
+      when duplicate_object or unique_violation then
+        null; -- another database of the cluster made it just now
+    end;
+  end loop;
+end
+$do$;
+
+revoke all on schema tasklib from public;
+revoke all on all tables in schema tasklib from public;
+revoke all on all sequences in schema tasklib from public;
+revoke all on all functions in schema tasklib from public;
+
+do $do$
+begin
+  if exists (select from pg_catalog.pg_roles where rolname = 'tasklib_producer') then
+    grant usage on schema tasklib to tasklib_producer;
+    grant execute on function
+      tasklib.enqueue(text, jsonb, text, int, interval, timestamptz, int, float8, jsonb, text, text, jsonb, text, jsonb),
+      tasklib.enqueue_many(jsonb),
+      tasklib.get(uuid),
+      tasklib.list(text, text, text, jsonb, int, uuid),
+      tasklib.cancel(uuid),
+      tasklib.retry(uuid),
+      tasklib.reschedule(uuid, timestamptz, interval, int, text),
+      tasklib.shard_of(uuid),
+      tasklib.version()
+    to tasklib_producer;
+  end if;
+  if exists (select from pg_catalog.pg_roles where rolname = 'tasklib_worker') then
+    grant usage on schema tasklib to tasklib_worker;
+    grant execute on function
+      tasklib.register_worker(text, interval, jsonb, jsonb),
+      tasklib.heartbeat(uuid),
+      tasklib.cancel_requests(uuid),
+      tasklib.claim(uuid, text[], int),
+      tasklib.idle(uuid, text[], interval),
+      tasklib.complete(uuid, uuid, int, jsonb),
+      tasklib.fail(uuid, uuid, int, text, boolean, interval, text),
+      tasklib.finish(uuid, uuid[], int[], jsonb),
+      tasklib.release(uuid, uuid[], int[]),
+      tasklib.snooze(uuid, uuid, int, interval),
+      tasklib.set_progress(uuid, uuid, int, float8, text),
+      tasklib.deregister_worker(uuid, boolean),
+      tasklib.tick(int),
+      tasklib.sweep(),
+      tasklib.shard_of(uuid),
+      tasklib.version()
+    to tasklib_worker;
+  end if;
+  if exists (select from pg_catalog.pg_roles where rolname = 'tasklib_observer') then
+    grant usage on schema tasklib to tasklib_observer;
+    grant select on tasklib.queue_stats, tasklib.task_stats, tasklib.worker_health, tasklib.stuck_tasks
+      to tasklib_observer;
+    grant select (id, name, queue, state, retry_count, max_retries, next_retry_at, worker_id,
+      locked_until, scheduled_at, created_at, started_at, completed_at, timeout_seconds, priority,
+      attempt, cancel_requested_at, enqueued_by, progress) on tasklib.tasks to tasklib_observer;
+    grant select (task_id, attempt, failed_at, worker_id, cause, next_retry_at) on tasklib.failures
+      to tasklib_observer;
+    grant execute on function tasklib.shard_of(uuid), tasklib.version() to tasklib_observer;
+  end if;
+  if exists (select from pg_catalog.pg_roles where rolname = 'tasklib_admin') then
+    grant usage on schema tasklib to tasklib_admin;
+    grant select on tasklib.tasks, tasklib.failures, tasklib.queue_stats, tasklib.task_stats,
+      tasklib.worker_health, tasklib.stuck_tasks to tasklib_admin;
+    grant execute on function
+      tasklib.get(uuid),
+      tasklib.list(text, text, text, jsonb, int, uuid),
+      tasklib.cancel(uuid),
+      tasklib.retry(uuid),
+      tasklib.reschedule(uuid, timestamptz, interval, int, text),
+      tasklib.purge(interval, text, int),
+      tasklib.set_queue(text, interval, int, boolean),
+      tasklib.pause(text),
+      tasklib.resume(text),
+      tasklib.deregister_worker(uuid, boolean),
+      tasklib.tick(int),
+      tasklib.sweep(),
+      tasklib.shard_of(uuid),
+      tasklib.version()
+    to tasklib_admin;
+  end if;
+end
+$do$;
