@@ -74,7 +74,11 @@ build: $(STAMP) ## wheel and sdist into dist/
 	@$(BIN)/python -m build --no-isolation --outdir dist .
 
 release: $(STAMP) ## freeze this version's install script in sql/releases/
-	@$(BIN)/python tests/release.py
+	@version=$$($(BIN)/python -c 'from importlib.metadata import version; print(version("pg-tasklib"))'); \
+	file=sql/releases/$$version.sql; \
+	test ! -e $$file || { echo "make: $$file exists; raise the version in pyproject.toml" >&2; exit 1; }; \
+	grep -qF "$$version" CHANGELOG.md || { echo "make: CHANGELOG.md says nothing about $$version" >&2; exit 1; }; \
+	mkdir -p sql/releases && $(BIN)/tasklib sql > $$file && echo "wrote $$file"
 
 clean: ## remove what was made: .venv, caches, dist; the embedded data in .tasklib stays
 	rm -rf .venv dist build .pytest_cache .ruff_cache .import_linter_cache

@@ -1,0 +1,301 @@
+"""Migrations: once each, in one transaction, never backwards; fresh equals upgraded."""
+
+from __future__ import annotations
+
+import re
+import threading
+from collections.abc import Callable, Generator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+from uuid import uuid4
+
+import psycopg
+import pytest
+from psycopg import Connection
+
+import catalog
+from servers import Server
+from tasklib import _migrate, _sql
+from tasklib._migrate import install_script, latest, migrate, pending
+from tasklib.errors import DatabaseUnavailable, MigrationError
+
+REPOSITORY = Path(__file__).parents[1]
+RELEASES = sorted((REPOSITORY / "sql" / "releases").glob("*.sql"))
+
+TABLE = "create table tasklib.thing (id int);\n"
+FUNCTION = (
+    "create or replace function tasklib.answer() returns int\nlanguage sql\nas $$ select 42 $$;\n"
+)
+
+
+@pytest.fixture
+def make_database(server: Server) -> Generator[Callable[[], str]]:
+    """Make databases without anything in them."""
+    names: list[str] = []
+
+    def make() -> str:
+        names.append(f"tasklib_empty_{uuid4().hex}")
+        with psycopg.connect(server.dsn, autocommit=True) as conn:
+            conn.execute(f'create database "{names[-1]}" template template0')
+        return server.conninfo(names[-1])
+
+    yield make
+    with psycopg.connect(server.dsn, autocommit=True) as conn:
+        for name in names:
+            conn.execute(f'drop database "{name}" with (force)')
+
+
+@pytest.fixture
+def empty(make_database: Callable[[], str]) -> str:
+    return make_database()
+
+
+@pytest.fixture
+def sql(tmp_path: Path) -> Path:
+    """A small folder of SQL files, to be changed by tests."""
+    return write(tmp_path / "sql", {"0001_thing": TABLE}, {"answer": FUNCTION})
+
+
+def write(folder: Path, migrations: dict[str, str], functions: dict[str, str]) -> Path:
+    for kind, files in (("migrations", migrations), ("functions", functions)):
+        (folder / kind).mkdir(parents=True, exist_ok=True)
+        for name, text in files.items():
+            (folder / kind / f"{name}.sql").write_text(text)
+    return folder
+
+
+def value(conninfo: str, query: str) -> Any:
+    with psycopg.connect(conninfo) as conn:
+        row = conn.execute(query).fetchone()
+        assert row
+        return row[0]
+
+
+def describe(conninfo: str) -> list[str]:
+    with psycopg.connect(conninfo) as conn:
+        return catalog.lines(conn)
+
+
+def test_a_fresh_database_gets_everything(empty: str) -> None:
+    names = [script.name for script in _sql.migrations(_sql.folder())]
+    assert migrate(empty) == names
+    assert value(empty, "select array_agg(name order by name) from tasklib.migration") == names
+    assert value(empty, "select tasklib.version()") == latest() == names[-1]
+
+
+def test_a_second_run_changes_nothing(empty: str) -> None:
+    migrate(empty)
+    before = describe(empty)
+    assert migrate(empty) == []
+    assert describe(empty) == before
+
+
+def test_four_at_once_apply_each_migration_once(empty: str) -> None:
+    with ThreadPoolExecutor(4) as pool:
+        results = list(pool.map(lambda _: migrate(empty), range(4)))
+    assert sorted(results) == [
+        [],
+        [],
+        [],
+        [script.name for script in _sql.migrations(_sql.folder())],
+    ]
+
+
+def test_databases_of_one_server_can_be_migrated_at_once(make_database: Callable[[], str]) -> None:
+    databases = [make_database() for _ in range(3)]
+    with ThreadPoolExecutor(3) as pool:
+        results = list(pool.map(migrate, databases))
+    assert results[0] == results[1] == results[2] != []
+
+
+def test_a_plan_changes_nothing(empty: str, sql: Path) -> None:
+    assert migrate(empty, plan=True, sql=sql) == pending(empty, sql=sql) == ["0001_thing"]
+    assert value(empty, "select to_regnamespace('tasklib') is null")
+
+
+def test_only_what_is_new_is_applied(empty: str, sql: Path) -> None:
+    migrate(empty, sql=sql)
+    write(sql, {"0002_more": "alter table tasklib.thing add column name text;\n"}, {})
+    assert pending(empty, sql=sql) == ["0002_more"]
+    assert migrate(empty, sql=sql) == ["0002_more"]
+    assert pending(empty, sql=sql) == []
+
+
+def test_functions_are_replaced_every_time(empty: str, sql: Path) -> None:
+    migrate(empty, sql=sql)
+    write(sql, {}, {"answer": FUNCTION.replace("42", "43")})
+    assert migrate(empty, sql=sql) == []
+    assert value(empty, "select tasklib.answer()") == 43
+
+
+def test_a_changed_migration_is_refused(empty: str, sql: Path) -> None:
+    migrate(empty, sql=sql)
+    write(sql, {"0001_thing": TABLE + "-- more\n"}, {"answer": FUNCTION.replace("42", "43")})
+    with pytest.raises(MigrationError, match="'0001_thing' was changed"):
+        migrate(empty, sql=sql)
+    assert value(empty, "select tasklib.answer()") == 42
+
+
+def test_other_line_ends_are_not_a_change(empty: str, sql: Path) -> None:
+    migrate(empty, sql=sql)
+    (sql / "migrations" / "0001_thing.sql").write_bytes(TABLE.replace("\n", "\r\n").encode())
+    assert migrate(empty, sql=sql) == []
+
+
+def test_a_database_ahead_of_the_package_is_refused(empty: str, sql: Path) -> None:
+    migrate(empty, sql=write(sql, {"0002_future": "select 1;\n"}, {}))
+    (sql / "migrations" / "0002_future.sql").unlink()
+    with pytest.raises(MigrationError, match=r"ahead of pg-tasklib .*'0002_future'"):
+        migrate(empty, sql=sql)
+
+
+def test_a_migration_that_calls_a_function_fails_on_a_fresh_database(empty: str, sql: Path) -> None:
+    write(sql, {"0002_wrong": "select tasklib.answer();\n"}, {})
+    with pytest.raises(MigrationError, match=r"tasklib\.answer\(\).* in 0002_wrong\.sql"):
+        migrate(empty, sql=sql)
+
+
+def test_a_failure_leaves_nothing_behind(empty: str, sql: Path) -> None:
+    write(sql, {}, {"broken": "create function tasklib.broken( returns int;\n"})
+    with pytest.raises(MigrationError, match=r"in broken\.sql"):
+        migrate(empty, sql=sql)
+    assert value(empty, "select to_regnamespace('tasklib') is null")
+
+
+def test_it_gives_way_to_a_locked_table_and_tries_again(empty: str, sql: Path) -> None:
+    migrate(empty, sql=sql)
+    write(sql, {"0002_more": "alter table tasklib.thing add column name text;\n"}, {})
+    with psycopg.connect(empty) as holder:
+        holder.execute("lock table tasklib.thing")
+        threading.Timer(2.0, holder.commit).start()
+        assert migrate(empty, sql=sql) == ["0002_more"]
+
+
+def test_it_gives_up_when_the_table_stays_locked(
+    empty: str, sql: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(_migrate, "ATTEMPTS", 2)
+    migrate(empty, sql=sql)
+    write(sql, {"0002_more": "alter table tasklib.thing add column name text;\n"}, {})
+    with psycopg.connect(empty) as holder:
+        holder.execute("lock table tasklib.thing")
+        with pytest.raises(MigrationError, match="gave up after 2 attempts"):
+            migrate(empty, sql=sql)
+
+
+def test_settings_of_the_role_do_not_reach_the_files(empty: str) -> None:
+    name = empty.rpartition("dbname=")[2].split()[0]
+    with psycopg.connect(empty, autocommit=True) as conn:
+        conn.execute(f'alter database "{name}" set search_path = nowhere')
+        conn.execute(f'alter database "{name}" set lock_timeout = 1')
+        conn.execute(f'alter database "{name}" set statement_timeout = 1')
+    assert migrate(empty) != []
+
+
+def test_a_role_without_rights_is_told_so(empty: str, server: Server) -> None:
+    role = f"tasklib_nobody_{uuid4().hex[:8]}"
+    with psycopg.connect(server.dsn, autocommit=True) as conn:
+        conn.execute(f"create role {role} login password 'x'")
+        try:
+            as_role = psycopg.conninfo.make_conninfo(empty, user=role, password="x")
+            with pytest.raises(MigrationError, match=r"(?s)permission denied.*owner"):
+                migrate(as_role)
+        finally:
+            conn.execute(f"drop role {role}")
+
+
+def test_an_owner_who_is_no_superuser_can_install(empty: str, server: Server) -> None:
+    role = f"tasklib_owner_{uuid4().hex[:8]}"
+    name = empty.rpartition("dbname=")[2].split()[0]
+    with psycopg.connect(server.dsn, autocommit=True) as conn:
+        conn.execute(f"create role {role} login createrole password 'x'")
+        conn.execute(f'alter database "{name}" owner to {role}')
+        try:
+            as_role = psycopg.conninfo.make_conninfo(empty, user=role, password="x")
+            assert migrate(as_role) != []
+            assert migrate(as_role) == []
+        finally:
+            conn.execute(f'alter database "{name}" owner to current_user')
+            with psycopg.connect(empty, autocommit=True) as inside:
+                inside.execute(f"drop owned by {role} cascade")
+            conn.execute(f"drop role {role}")
+
+
+def test_a_server_that_is_not_there_is_named_as_such() -> None:
+    with pytest.raises(DatabaseUnavailable):
+        migrate("host=127.0.0.1 port=1 user=x dbname=x connect_timeout=2")
+
+
+def test_the_install_script_makes_what_migrate_makes(make_database: Callable[[], str]) -> None:
+    by_script, by_migrate = make_database(), make_database()
+    with psycopg.connect(by_script) as conn:
+        conn.execute(install_script())
+    migrate(by_migrate)
+    assert describe(by_script) == describe(by_migrate)
+    assert migrate(by_script) == []
+
+
+def test_the_install_script_refuses_to_run_twice(empty: str) -> None:
+    with psycopg.connect(empty, autocommit=True) as conn:
+        conn.execute(install_script())
+        with pytest.raises(psycopg.Error, match="installed in this database already"):
+            conn.execute(install_script())
+
+
+def test_the_comparison_sees_a_forgotten_drop(make_database: Callable[[], str], sql: Path) -> None:
+    upgraded, fresh = make_database(), make_database()
+    migrate(upgraded, sql=sql)
+    write(sql, {}, {"answer": FUNCTION.replace("answer()", "answer(of text default null)")})
+    migrate(upgraded, sql=sql)
+    migrate(fresh, sql=sql)
+    assert describe(upgraded) != describe(fresh)
+
+
+@pytest.mark.parametrize("release", ["this version", *(path.stem for path in RELEASES)])
+def test_an_upgraded_database_equals_a_fresh_one(
+    release: str, make_database: Callable[[], str]
+) -> None:
+    texts = {"this version": install_script()} | {path.stem: path.read_text() for path in RELEASES}
+    upgraded, fresh = make_database(), make_database()
+    with psycopg.connect(upgraded) as conn:
+        conn.execute(texts[release])
+        conn.execute("select tasklib.enqueue('old.task', '{\"n\": 1}')")
+    migrate(upgraded)
+    migrate(fresh)
+    assert describe(upgraded) == describe(fresh)
+    with psycopg.connect(upgraded, autocommit=True) as conn:
+        assert run_next(conn) == "old.task"
+
+
+def run_next(conn: Connection[Any]) -> str:
+    """Claim a task of any name and complete it."""
+    row = conn.execute(
+        "with worker as materialized (select tasklib.register_worker() as id) "
+        "select worker.id, task.* from worker, tasklib.claim(worker.id) as task"
+    ).fetchone()
+    assert row
+    worker, task, attempt, name = row[:4]
+    conn.execute("select tasklib.complete(%s, %s, %s)", (task, worker, attempt))
+    return name
+
+
+def test_released_migrations_are_frozen() -> None:
+    files = {script.name: script.sha256 for script in _sql.migrations(_sql.folder())}
+    for release in RELEASES:
+        released = catalog.released_migrations(release.read_text())
+        assert released
+        assert {name: files.get(name) for name in released} == released
+
+
+def test_changed_functions_come_with_a_new_migration() -> None:
+    """The last migration is the version of the schema, so it has to tell functions apart too."""
+    current = install_script()
+    for release in RELEASES:
+        text = release.read_text()
+        if catalog.released_migrations(text) == catalog.released_migrations(current):
+            assert without_version(text) == without_version(current)
+
+
+def without_version(script: str) -> str:
+    return re.sub(r"\A-- TaskLib \S+:", "", script)
