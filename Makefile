@@ -15,6 +15,9 @@ STAMP := .venv/.installed
 # Formatters, type checker and the rest: `make test` and `make demo` do without them.
 LINT_STAMP := .venv/.installed-lint
 
+# What migrate sets itself (timeouts), and what is meant: narrow columns in the hot tables.
+SQUAWK_EXCLUDE := require-lock-timeout,require-statement-timeout,ban-char-field,prefer-bigint-over-int,prefer-bigint-over-smallint
+
 .PHONY: help setup demo test lint format types check bench-sql build release clean
 
 help: ## list the targets
@@ -56,7 +59,7 @@ lint: $(LINT_STAMP) ## format check, lint, import layers, migrations
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/lint-imports
-	$(BIN)/squawk sql/migrations/*.sql
+	$(BIN)/squawk --assume-in-transaction --exclude $(SQUAWK_EXCLUDE) sql/migrations/*.sql
 
 format: $(LINT_STAMP) ## rewrite the Python files in the project's style
 	$(BIN)/ruff check --fix .

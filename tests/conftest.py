@@ -55,7 +55,7 @@ def make_conn(database: str) -> Generator[Callable[..., Connection[Any]]]:
     opened: list[Connection[Any]] = []
 
     def connect(**options: Any) -> Connection[Any]:
-        opened.append(psycopg.connect(database, **{"autocommit": True, **options}))
+        opened.append(psycopg.connect(database, **({"autocommit": True} | options)))
         return opened[-1]
 
     yield connect

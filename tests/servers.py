@@ -20,7 +20,7 @@ from pathlib import Path
 from uuid import uuid4
 
 import psycopg
-from psycopg.conninfo import conninfo_to_dict, make_conninfo
+from psycopg.conninfo import make_conninfo
 
 from tasklib import _binaries
 from tasklib.embedded import FAST, Embedded
@@ -59,7 +59,7 @@ class Server:
 
     def conninfo(self, dbname: str) -> str:
         """Return the connection string of another database of this server."""
-        return make_conninfo(**{**conninfo_to_dict(self.dsn), "dbname": dbname})
+        return make_conninfo(self.dsn, dbname=dbname)
 
 
 @contextmanager

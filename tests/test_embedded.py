@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import pwd
 import re
 import shutil
 import signal
@@ -349,7 +350,7 @@ def test_as_root_the_server_runs_under_another_account(folder: Path) -> None:
 
 @as_root
 def test_as_root_the_owner_of_the_data_runs_it(folder: Path) -> None:
-    nobody = _account.pwd.getpwnam("nobody")
+    nobody = pwd.getpwnam("nobody")
     home = folder / ".tasklib"
     home.mkdir(mode=0o700)
     os.chown(home, nobody.pw_uid, nobody.pw_gid)

@@ -13,6 +13,7 @@ from uuid import uuid4
 import psycopg
 import pytest
 from psycopg import Connection
+from psycopg.conninfo import make_conninfo
 
 import catalog
 from servers import Server
@@ -198,7 +199,7 @@ def test_a_role_without_rights_is_told_so(empty: str, server: Server) -> None:
     with psycopg.connect(server.dsn, autocommit=True) as conn:
         conn.execute(f"create role {role} login password 'x'")
         try:
-            as_role = psycopg.conninfo.make_conninfo(empty, user=role, password="x")
+            as_role = make_conninfo(empty, user=role, password="x")
             with pytest.raises(MigrationError, match=r"(?s)permission denied.*owner"):
                 migrate(as_role)
         finally:
@@ -212,7 +213,7 @@ def test_an_owner_who_is_no_superuser_can_install(empty: str, server: Server) ->
         conn.execute(f"create role {role} login createrole password 'x'")
         conn.execute(f'alter database "{name}" owner to {role}')
         try:
-            as_role = psycopg.conninfo.make_conninfo(empty, user=role, password="x")
+            as_role = make_conninfo(empty, user=role, password="x")
             assert migrate(as_role) != []
             assert migrate(as_role) == []
         finally:
