@@ -1,0 +1,281 @@
+"""What `tasklib doctor` looks at: each check reads facts and yields findings, with what to do."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from typing import Literal
+
+from tasklib import _admin_calls, _migrate
+from tasklib.errors import NotInstalled, PermissionDenied
+
+from ._output import format_duration
+from ._session import Session
+
+Level = Literal["ok", "note", "act"]
+
+CLOCK_NOTE = timedelta(seconds=1)
+CLOCK_ACT = timedelta(seconds=30)
+LONG_WRITE = timedelta(minutes=5)
+LONG_READ = timedelta(hours=1)
+TICK_LATE = timedelta(seconds=30)
+BACKLOG = timedelta(minutes=10)
+
+# Reasons of the view stuck_tasks that are as somebody wanted them.
+WANTED = {"its queue is paused", "it waits for its concurrency key"}
+
+
+@dataclass(frozen=True, slots=True)
+class Finding:
+    """One thing that was found: fine, worth knowing, or to be acted on."""
+
+    check: str
+    level: Level
+    message: str
+    advice: str | None = None
+
+
+Check = Callable[[Session], Iterator[Finding]]
+
+
+def examine(session: Session, only: set[str]) -> Iterator[Finding]:
+    """Run the checks; one that cannot look says so and does not keep the others from it."""
+    for name, check in CHECKS.items():
+        if only and name not in only:
+            continue
+        try:
+            yield from check(session)
+        except PermissionDenied as error:
+            yield Finding(
+                name,
+                "note",
+                f"this role may not look: {error.args[0]}",
+                "Grant it tasklib_observer, or run doctor as the owner of the schema.",
+            )
+        except NotInstalled:
+            if name != "schema" and (not only or "schema" in only):
+                continue  # the check of the schema says it once for all
+            yield Finding(name, "act", "the schema is not installed", "Run `tasklib migrate`.")
+
+
+def _server(session: Session) -> Iterator[Finding]:
+    facts = session.run(_admin_calls.server())
+    yield Finding(
+        "server",
+        "ok",
+        f"PostgreSQL {facts['version']}, database {facts['database']}, role {facts['role']}",
+    )
+    if facts["number"] < _migrate.OLDEST_SERVER:
+        yield Finding(
+            "server",
+            "act",
+            f"PostgreSQL {facts['version']} is older than what TaskLib is made for",
+            f"Upgrade the server to {_migrate.OLDEST_SERVER // 10000} or newer.",
+        )
+    if facts["is_replica"]:
+        yield Finding(
+            "server",
+            "act",
+            "this server is a replica and takes no writes",
+            "Point the URL at the primary, or add target_session_attrs=read-write to it.",
+        )
+    if not facts["autovacuum"]:
+        yield Finding(
+            "server", "act", "autovacuum is off", "Turn it on: the queue's small tables need it."
+        )
+    if facts["connections"] >= 0.9 * facts["max_connections"]:
+        yield Finding(
+            "server",
+            "act",
+            f"{facts['connections']} of {facts['max_connections']} connections are taken",
+            "Raise max_connections, lower pool sizes, or put a pooler in front.",
+        )
+
+
+def _schema(session: Session) -> Iterator[Finding]:
+    there, here = session.run(_admin_calls.schema_version()), _migrate.latest()
+    if there == here:
+        yield Finding("schema", "ok", f"version {there}")
+    elif there is None or there < here:
+        yield Finding(
+            "schema",
+            "act",
+            f"the database is at {there or 'nothing'}, this package at {here}",
+            "Run `tasklib migrate`.",
+        )
+    else:
+        yield Finding(
+            "schema",
+            "act",
+            f"the database is at {there}, this package only at {here}",
+            "Upgrade pg-tasklib here.",
+        )
+
+
+def _pooler(session: Session) -> Iterator[Finding]:
+    # A pooler hands out process ids of its own, for cancel requests that it must recognise.
+    if session.connection.info.backend_pid == session.run(_admin_calls.server())["backend_pid"]:
+        yield Finding("pooler", "ok", "connected without a pooler")
+    else:
+        yield Finding(
+            "pooler",
+            "note",
+            "there is a pooler between here and the server",
+            "In its transaction mode set TASKLIB_PREPARED_STATEMENTS=false and start workers with "
+            "--no-listen, or give them a direct URL.",
+        )
+
+
+def _clock(session: Session) -> Iterator[Finding]:
+    before = datetime.now(UTC)
+    there: datetime = session.run(_admin_calls.server())["clock"]
+    after = datetime.now(UTC)
+    # The true difference lies within half the time that asking took.
+    difference = there - (before + (after - before) / 2)
+    seconds = abs(difference).total_seconds()
+    direction = "ahead of" if difference > timedelta(0) else "behind"
+    if seconds <= (CLOCK_NOTE + (after - before) / 2).total_seconds():
+        yield Finding("clock", "ok", "this machine's clock agrees with the server's")
+        return
+    yield Finding(
+        "clock",
+        "act" if seconds > CLOCK_ACT.total_seconds() else "note",
+        f"the server's clock is {format_duration(seconds)} {direction} this machine's",
+        "Tasks go by the server's clock. Let NTP set both, or times given as scheduled_at are off.",
+    )
+
+
+def _transactions(session: Session) -> Iterator[Finding]:
+    found = False
+    for row in session.run(_admin_calls.long_transactions(LONG_WRITE)):
+        who = f"{row['what']} of {row['role']} ({row['application'] or 'no name'})"
+        age = format_duration(row["seconds"])
+        if row["writes"]:
+            found = True
+            yield Finding(
+                "transactions",
+                "act",
+                f"{who} has been writing for {age}: claims walk past what it may have enqueued",
+                "Commit or end it; set idle_in_transaction_session_timeout.",
+            )
+        elif row["seconds"] > LONG_READ.total_seconds():
+            found = True
+            yield Finding(
+                "transactions",
+                "note",
+                f"{who} has held a snapshot for {age}: it does not slow claims, but tables grow",
+                "End it when it is not a dump or a report that somebody waits for.",
+            )
+    for row in session.run(_admin_calls.replication_slots()):
+        found = True
+        yield Finding(
+            "transactions",
+            "note" if row["active"] else "act",
+            f"replication slot {row['name']} holds back {row['transactions']:,} transactions",
+            "Drop it when nobody uses it: select pg_drop_replication_slot(...).",
+        )
+    if not found:
+        yield Finding("transactions", "ok", "no long transaction")
+
+
+def _ticks(session: Session) -> Iterator[Finding]:
+    last: datetime | None = session.run(_admin_calls.last_tick())
+    now: datetime = session.run(_admin_calls.server())["clock"]
+    if last is None:
+        yield Finding("ticks", "note", "no housekeeping yet", "The first worker does it.")
+    elif now - last <= TICK_LATE:
+        yield Finding("ticks", "ok", "the housekeeping is done")
+    else:
+        waits = any(
+            row["scheduled"] + row["retrying"] for row in session.run(_admin_calls.queues())
+        )
+        yield Finding(
+            "ticks",
+            "act" if waits else "note",
+            f"nobody has done the housekeeping for {format_duration((now - last).total_seconds())}",
+            "Start a worker, or let pg_cron call tasklib.tick().",
+        )
+
+
+def _workers(session: Session) -> Iterator[Finding]:
+    found = session.run(_admin_calls.workers())
+    alive = [row for row in found if row["status"] == "alive"]
+    if alive:
+        yield Finding(
+            "workers", "ok", f"{len(alive)} alive, {_sum(alive, 'running')} tasks running"
+        )
+    for row in found:
+        if row["status"] == "silent":
+            yield Finding(
+                "workers",
+                "act",
+                f"{row['name']} ({row['worker_id']}) is silent and holds {row['running']} tasks",
+                "The next tick gives them to others. Look why it died: memory, machine, network.",
+            )
+    died = [
+        row for row in found if row["status"] == "ended" and row["lost_at"] > row["lease_until"]
+    ]
+    if died:
+        yield Finding(
+            "workers",
+            "note",
+            f"{len(died)} went silent and were given up within a day, last {died[0]['name']}",
+            "`tasklib workers --all` lists them; failures with cause lost name their tasks.",
+        )
+    ready = _sum(session.run(_admin_calls.queues()), "ready")
+    if ready and not alive:
+        yield Finding(
+            "workers",
+            "act",
+            f"{ready} tasks are ready and no worker is alive",
+            "Start one: tasklib worker MODULE.",
+        )
+    elif not found:
+        yield Finding("workers", "ok", "none registered, and nothing to do")
+
+
+def _tasks(session: Session) -> Iterator[Finding]:
+    found = session.run(_admin_calls.stuck())
+    for row in found:
+        yield Finding(
+            "tasks",
+            "note" if row["reason"] in WANTED else "act",
+            f"{row['tasks']} x {row['name']} in queue {row['queue']}: {row['reason']}",
+            row["hint"],
+        )
+    if not found:
+        yield Finding("tasks", "ok", "every task is finished, running or waiting for its turn")
+
+
+def _queues(session: Session) -> Iterator[Finding]:
+    found = session.run(_admin_calls.queues())
+    late = [row for row in found if (row["oldest_ready_seconds"] or 0) > BACKLOG.total_seconds()]
+    for row in late:
+        if not row["paused"]:
+            yield Finding(
+                "queues",
+                "note",
+                f"in {row['queue']} the first of {row['ready']} ready tasks has waited "
+                f"{format_duration(row['oldest_ready_seconds'])}",
+                f"More workers, or more concurrency, for queue {row['queue']}?",
+            )
+    if not late:
+        yield Finding("queues", "ok", f"{_sum(found, 'ready')} tasks ready, none for long")
+
+
+def _sum(rows: list[dict[str, object]], field: str) -> int:
+    return sum(int(str(row[field])) for row in rows)
+
+
+CHECKS: dict[str, Check] = {
+    "server": _server,
+    "schema": _schema,
+    "pooler": _pooler,
+    "clock": _clock,
+    "transactions": _transactions,
+    "ticks": _ticks,
+    "workers": _workers,
+    "tasks": _tasks,
+    "queues": _queues,
+}

@@ -1,0 +1,51 @@
+"""The command `tasklib doctor`."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+
+import click
+
+from ._app import FAILED, pass_settings
+from ._checks import CHECKS, Finding, examine
+from ._output import print_json
+from ._session import Settings
+from ._types import names
+
+COLOURS = {"ok": "green", "note": "yellow", "act": "red"}
+
+
+@click.command(short_help="Find what is wrong, and say what to do about it.")
+@click.option("--only", type=names, metavar="NAMES", help=f"Of {', '.join(CHECKS)}.")
+@click.option("--json", "as_json", is_flag=True, help="One JSON object with all findings.")
+@pass_settings
+def doctor(settings: Settings, only: list[str] | None, as_json: bool) -> None:
+    """Examine server, schema, workers and tasks; exit with 1 when something needs action.
+
+    Findings are ok, note (worth knowing) or act (do something). Nothing is changed.
+
+    Examples:
+      tasklib doctor
+      tasklib doctor --only server,schema      (health check of a container)
+    """
+    wanted = set(only or ())
+    if unknown := sorted(wanted - set(CHECKS)):
+        raise click.UsageError(f"No check {unknown[0]!r}; there are {', '.join(CHECKS)}.")
+    with settings.session() as session:
+        found = list(examine(session, wanted))
+    healthy = all(finding.level != "act" for finding in found)
+    if as_json:
+        print_json({"healthy": healthy, "findings": [asdict(finding) for finding in found]})
+    else:
+        for finding in found:
+            click.echo(_line(finding))
+    if not healthy:
+        raise click.exceptions.Exit(FAILED)
+
+
+def _line(finding: Finding) -> str:
+    level = click.style(f"{finding.level:<5}", fg=COLOURS[finding.level])
+    line = f"{level} {finding.check:<13} {finding.message}"
+    if finding.advice and finding.level != "ok":
+        line += f"\n{'':<20}→ {finding.advice}"
+    return line

@@ -1,0 +1,42 @@
+"""Commands about the schema: migrate, sql."""
+
+from __future__ import annotations
+
+import click
+
+from tasklib import _migrate
+from tasklib.config import resolve
+
+from ._app import pass_settings
+from ._session import Settings
+
+
+@click.command(short_help="Install the schema, or bring it up to date.")
+@click.option("--plan", is_flag=True, help="Only print what would be applied.")
+@pass_settings
+def migrate(settings: Settings, plan: bool) -> None:
+    """Apply the pending migrations and renew all functions, in one transaction.
+
+    Safe to run at every deployment, from several machines at once, while workers run.
+
+    Examples:
+      tasklib migrate --plan
+      tasklib --database-url postgresql://owner@db/app migrate
+    """
+    names = _migrate.migrate(resolve(settings.config).conninfo, plan=plan)
+    for name in names:
+        click.echo(f"{'would apply' if plan else 'applied'} {name}")
+    if not names:
+        click.echo(f"{_migrate.latest()}: " + ("nothing to apply" if plan else "up to date"))
+
+
+@click.command(short_help="Print the script that installs the schema.")
+def sql() -> None:
+    """Print the SQL that installs the schema in a database that has none.
+
+    For psql, or for the migration tool that you use already. It begins and commits nothing.
+
+    Example:
+      tasklib sql | psql --single-transaction -v ON_ERROR_STOP=1 "$DATABASE_URL"
+    """
+    click.echo(_migrate.install_script(), nl=False)
