@@ -6,6 +6,7 @@ that ends a server whose users were all killed.
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
 import os
 import shutil
@@ -14,7 +15,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Generator
+from collections.abc import Generator, Iterable, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -56,6 +57,19 @@ class Locks:
     def watch(self) -> Path:
         """Held by the watcher, so that there is one."""
         return self.home / "watch.lock"
+
+    def create(self) -> None:
+        """Make the files, as root for the owner of the folder; nothing else ever makes them.
+
+        So whoever deletes the folder does not find it filled again by a process that was waiting.
+        """
+        owner = self.home.stat()
+        for path in (self.users, self.alive, self.gate, self.watch):
+            with contextlib.suppress(FileExistsError):
+                descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o600)
+                if os.geteuid() == 0:
+                    os.fchown(descriptor, owner.st_uid, owner.st_gid)
+                os.close(descriptor)
 
     @property
     def keep(self) -> Path:
@@ -142,20 +156,11 @@ def locked(path: Path) -> Generator[None]:
 @contextmanager
 def open_lock(path: Path) -> Generator[int]:
     """Open a lock file for the block; closing it drops the lock."""
-    descriptor = open_descriptor(path)
+    descriptor = os.open(path, os.O_RDWR)
     try:
         yield descriptor
     finally:
         os.close(descriptor)
-
-
-def open_descriptor(path: Path) -> int:
-    """Open a lock file, made when missing, and as root given to the folder's owner."""
-    descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-    if os.geteuid() == 0:
-        owner = path.parent.stat()
-        os.fchown(descriptor, owner.st_uid, owner.st_gid)
-    return descriptor
 
 
 def try_lock(descriptor: int) -> bool:
@@ -173,12 +178,21 @@ def is_unused(home: Path) -> bool:
         return try_lock(users)
 
 
-def watch(home: Path, *, remove: bool) -> None:
+def discard(folders: Iterable[Path]) -> None:
+    """Delete folders. They get another name first, so that nobody starts to use half of one."""
+    for folder in folders:
+        with contextlib.suppress(FileNotFoundError):
+            gone = folder.with_name(f".{folder.name}-{os.getpid()}-gone")
+            folder.rename(gone)
+            shutil.rmtree(gone, ignore_errors=True)
+
+
+def watch(home: Path, remove: Sequence[Path]) -> None:
     """Wait until no user is left, then end the server; return at once when one watches already.
 
     Args:
         home: The folder with the lock files; the data is in its ``pg``.
-        remove: Delete the folder as well, for a throw-away server.
+        remove: What to delete as well: the folders of a throw-away server.
     """
     locks = Locks(home)
     with open_lock(locks.watch) as watching:
@@ -193,8 +207,7 @@ def watch(home: Path, *, remove: bool) -> None:
                     continue
                 if not locks.keep.exists():
                     stop(home / "pg")
-                    if remove:
-                        shutil.rmtree(home.parent, ignore_errors=True)
+                    discard(remove)
                 # Still behind the gate: whoever comes next finds that nobody watches.
                 fcntl.flock(watching, fcntl.LOCK_UN)
                 return
@@ -219,6 +232,6 @@ def _gone(postmaster: Postmaster, data: Path, seconds: float) -> bool:
 
 if __name__ == "__main__":
     try:
-        watch(Path(sys.argv[1]), remove=sys.argv[2:] == ["--remove"])
+        watch(Path(sys.argv[1]), [Path(folder) for folder in sys.argv[2:]])
     except FileNotFoundError:
         sys.exit(0)  # somebody deleted the folder: nothing to watch any more

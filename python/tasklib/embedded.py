@@ -12,7 +12,6 @@ import fcntl
 import hashlib
 import os
 import secrets
-import shutil
 import subprocess
 import sys
 import tempfile
@@ -131,9 +130,7 @@ class Embedded:
             self._let_go()
             if _postmaster.is_unused(self.home) and not locks.keep.exists():
                 _postmaster.stop(self.home / "pg")
-                if self._throw_away:
-                    shutil.rmtree(self.home, ignore_errors=True)
-                    shutil.rmtree(self.root, ignore_errors=True)
+                _postmaster.discard(self._to_remove)
 
     def url(self) -> str | None:
         """Return the URL if the server is running, without starting or holding it."""
@@ -144,7 +141,7 @@ class Embedded:
 
     def keep(self) -> None:
         """Let the started server outlive its users, until ``shutdown``."""
-        os.close(_postmaster.open_descriptor(_postmaster.Locks(self.home).keep))
+        _postmaster.Locks(self.home).keep.touch(0o600)
 
     def shutdown(self) -> bool:
         """Stop the server now, whoever uses it; tell whether it was running."""
@@ -161,7 +158,7 @@ class Embedded:
         with _postmaster.locked(locks.gate):
             try:
                 for path in (locks.users, locks.alive):
-                    self._held.append(_postmaster.open_descriptor(path))
+                    self._held.append(os.open(path, os.O_RDWR))
                     fcntl.flock(self._held[-1], fcntl.LOCK_SH)
                 started = Cluster(self.home, self.settings).ensure()
             except BaseException:
@@ -173,6 +170,10 @@ class Embedded:
                 f"tasklib: started embedded PostgreSQL {started.version} in {self.home} "
                 "(set DATABASE_URL to use your own server)\n"
             )
+
+    @property
+    def _to_remove(self) -> list[Path]:
+        return [self.home, self.root] if self._throw_away else []
 
     def _let_go(self) -> None:
         while self._held:
@@ -208,15 +209,18 @@ class Embedded:
                 f"the embedded database in {str(self.home)!r} belongs to another account",
                 hint="Start as that user, or set DATABASE_URL.",
             )
-        _account.for_data(self.home).own(self.home)
+        with contextlib.suppress(FileNotFoundError):  # as in start: then it is made again
+            _account.for_data(self.home).own(self.home)
+            _postmaster.Locks(self.home).create()
 
     def _start_watcher(self) -> None:
         """Have somebody who stops the server when all its users were killed."""
         if not sys.executable:  # Python inside another program: that one has to end in order
             return
-        command = [sys.executable, "-I", "-S", _postmaster.__file__, str(self.home)]
+        folders = [str(folder) for folder in (self.home, *self._to_remove)]
+        command = [sys.executable, "-I", "-S", _postmaster.__file__, *folders]
         subprocess.run(
-            command + ["--remove"] * self._throw_away,
+            command,
             cwd="/",
             stdin=subprocess.DEVNULL,
             stdout=subprocess.DEVNULL,
