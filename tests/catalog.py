@@ -58,7 +58,8 @@ union all
 select format('role %s login=%s super=%s inherits=%s', r.rolname, r.rolcanlogin, r.rolsuper,
   array(select pg_get_userbyid(m.roleid) from pg_auth_members as m where m.member = r.oid
     order by 1))
-from pg_roles as r where r.rolname like 'tasklib\\_%'
+from pg_roles as r
+where r.rolname in ('tasklib_admin', 'tasklib_observer', 'tasklib_producer', 'tasklib_worker')
 """
 
 

@@ -195,7 +195,7 @@ def test_settings_of_the_role_do_not_reach_the_files(empty: str) -> None:
 
 
 def test_a_role_without_rights_is_told_so(empty: str, server: Server) -> None:
-    role = f"tasklib_nobody_{uuid4().hex[:8]}"
+    role = f"guest_{uuid4().hex[:8]}"
     with psycopg.connect(server.dsn, autocommit=True) as conn:
         conn.execute(f"create role {role} login password 'x'")
         try:
@@ -207,7 +207,7 @@ def test_a_role_without_rights_is_told_so(empty: str, server: Server) -> None:
 
 
 def test_an_owner_who_is_no_superuser_can_install(empty: str, server: Server) -> None:
-    role = f"tasklib_owner_{uuid4().hex[:8]}"
+    role = f"owner_{uuid4().hex[:8]}"
     name = empty.rpartition("dbname=")[2].split()[0]
     with psycopg.connect(server.dsn, autocommit=True) as conn:
         conn.execute(f"create role {role} login createrole password 'x'")
