@@ -272,6 +272,14 @@ def tick() -> Call[Ticked | None]:
     )
 
 
+LISTEN: LiteralString = "listen tasklib"
+
+
+def backend_pid() -> Call[int]:
+    """Read which server process answers."""
+    return Call("select pg_backend_pid()", {}, lambda rows: int(rows[0][0]))
+
+
 def deregister_worker(worker_id: UUID) -> Call[int]:
     """End a registration; the answer is how many tasks were handed back."""
     return Call(

@@ -54,7 +54,7 @@ def connect(config: Config, application_name: str = "tasklib") -> Connection:
     Raises:
         DatabaseUnavailable: The server cannot be reached.
     """
-    with translated():
+    with _reaching():
         return psycopg.Connection.connect(
             conninfo(config, application_name),
             autocommit=True,
@@ -66,7 +66,7 @@ async def aconnect(config: Config, application_name: str = "tasklib") -> AsyncCo
     """Open a connection of our own for the event loop; see `connect`."""
     # Finding the store may start a server and migrate it: not on the loop.
     target = await asyncio.to_thread(conninfo, config, application_name)
-    with translated():
+    with _reaching():
         return await psycopg.AsyncConnection.connect(
             target,
             autocommit=True,
@@ -112,6 +112,14 @@ def as_tasklib_error(error: BaseException) -> TaskLibError | None:
     if isinstance(error, (psycopg.OperationalError, psycopg.InterfaceError)):
         return DatabaseUnavailable(str(error).strip() or "the connection broke")
     return None
+
+
+@contextmanager
+def _reaching() -> Iterator[None]:
+    try:
+        yield
+    except psycopg.OperationalError as error:
+        raise DatabaseUnavailable(str(error).strip(), sqlstate=error.sqlstate) from error
 
 
 class Connections:

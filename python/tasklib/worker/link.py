@@ -1,0 +1,128 @@
+"""The worker's connection for claiming and finishing; it comes back by itself."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import random
+from typing import TypeVar
+
+import psycopg
+
+from tasklib import _connections
+from tasklib._calls import Call
+from tasklib._connections import AsyncConnection
+from tasklib.config import Config
+from tasklib.errors import DatabaseUnavailable, NotInstalled
+
+T = TypeVar("T")
+log = logging.getLogger("tasklib.worker")
+
+CALL_SECONDS = 30.0
+FIRST_PAUSE = 0.1
+LONGEST_PAUSE = 5.0
+
+# Serialization, deadlock, resources, operator, locks, read-only after a failover, a plan that
+# changed under a prepared statement, the system: none says anything about the call itself.
+_TRANSIENT = ("08", "40", "53", "55", "57", "58", "XX", "25006", "0A000")
+
+
+class NotSent(DatabaseUnavailable):
+    """There was no connection: the call was certainly not done."""
+
+
+def is_infrastructure(error: BaseException) -> bool:
+    """Tell whether an error is about the server or the way to it: never the task's failure."""
+    if isinstance(error, (DatabaseUnavailable, TimeoutError, OSError)):
+        return True
+    if isinstance(error, psycopg.Error):
+        return (error.sqlstate or "").startswith(_TRANSIENT)
+    return False
+
+
+def pause_after(failures: int) -> float:
+    """Return seconds to wait after so many failures in a row: growing, capped, never in step."""
+    longest = min(LONGEST_PAUSE, FIRST_PAUSE * 2 ** min(failures, 10))
+    return longest * random.uniform(0.5, 1.0)  # noqa: S311
+
+
+class Link:
+    """One connection, opened when needed; calls on it have an end even on a dead network."""
+
+    def __init__(self, config: Config, application_name: str) -> None:
+        self._config = config
+        self._name = application_name
+        self._connection: AsyncConnection | None = None
+        self._lock = asyncio.Lock()
+        self._failures = 0
+
+    async def run(self, call: Call[T]) -> T:
+        """Run a call once.
+
+        Raises:
+            DatabaseUnavailable: The connection broke or was silent for too long; whether the call
+                was done is unknown.
+        """
+        async with self._lock:
+            connection = await self._open()
+            try:
+                async with asyncio.timeout(CALL_SECONDS):
+                    answer = await _connections.arun(connection, call)
+            except BaseException as error:
+                if is_infrastructure(error) or not isinstance(error, Exception):
+                    self.drop()
+                if isinstance(error, TimeoutError):
+                    raise DatabaseUnavailable(f"no answer within {CALL_SECONDS:g} s") from error
+                raise
+            if self._failures:
+                log.info("the database answers again")
+                self._failures = 0
+            return answer
+
+    async def persist(self, call: Call[T], seconds: float | None = None) -> T:
+        """Run a call until it is answered; only for calls that may be repeated.
+
+        Args:
+            call: What to run.
+            seconds: Give up after so many; None goes on for ever.
+        """
+        loop = asyncio.get_running_loop()
+        deadline = None if seconds is None else loop.time() + seconds
+        while True:
+            try:
+                return await self.run(call)
+            except Exception as error:
+                if not is_infrastructure(error) or isinstance(error, NotInstalled):
+                    raise
+                if deadline is not None and loop.time() > deadline:
+                    raise
+                await self.rest(error)
+
+    async def rest(self, error: BaseException) -> None:
+        """Wait after an infrastructure error, longer each time, and say so."""
+        pause = pause_after(self._failures)
+        self._failures += 1
+        what = str(error).strip().partition("\n")[0] or type(error).__name__
+        log.warning("the database does not answer (%s); next try in %.1f s", what, pause)
+        await asyncio.sleep(pause)
+
+    def drop(self) -> None:
+        """Close the connection without a word to the server."""
+        if self._connection is not None:
+            self._connection.pgconn.finish()
+            self._connection = None
+
+    async def _open(self) -> AsyncConnection:
+        if self._connection is not None:
+            try:
+                # What the server closed meanwhile is known dead before anything is sent.
+                self._connection.pgconn.consume_input()
+            except psycopg.OperationalError:
+                self.drop()
+        if self._connection is None:
+            try:
+                async with asyncio.timeout(CALL_SECONDS):
+                    self._connection = await _connections.aconnect(self._config, self._name)
+            except (DatabaseUnavailable, TimeoutError, OSError) as error:
+                raise NotSent(str(error) or "no connection in time") from error
+        return self._connection

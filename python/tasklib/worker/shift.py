@@ -1,0 +1,319 @@
+"""One run of a worker from registration to deregistration: claim, start, finish, and again."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+from collections import deque
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+from uuid import UUID
+
+from tasklib import _calls
+from tasklib.config import Config
+from tasklib.errors import WorkerNotRegistered
+from tasklib.registry import Registry
+from tasklib.worker import outcome as ends
+from tasklib.worker.board import Board, mark
+from tasklib.worker.context import Run
+from tasklib.worker.execute import Executor
+from tasklib.worker.finish import Finisher, WorkerStats
+from tasklib.worker.heartbeat import Heartbeat
+from tasklib.worker.link import Link, NotSent, is_infrastructure
+from tasklib.worker.listen import Listener
+from tasklib.worker.outcome import Outcome
+from tasklib.worker.pace import ARMED_SECONDS, LOOKAHEAD_SECONDS, Durations, Pace
+from tasklib.worker.types import task_types, worker_info
+
+log = logging.getLogger("tasklib.worker")
+
+START_SECONDS = 30.0
+LEAVE_SECONDS = 5.0
+UNWIND_SECONDS = 1.0
+# What was claimed ahead and has not started after so long goes back, for others to run.
+AHEAD_SECONDS = 1.0
+
+
+@dataclass(frozen=True, slots=True)
+class Settings:
+    """What a worker was asked to be."""
+
+    config: Config
+    registry: Registry
+    queues: list[str]
+    concurrency: int
+    poll_interval: float
+    name: str
+    shutdown_timeout: float
+    drain: bool
+
+
+class Shift:
+    """The state of a running worker; made inside its event loop."""
+
+    def __init__(self, settings: Settings, stats: WorkerStats) -> None:
+        self._settings = settings
+        self._stats = stats
+        self._loop = asyncio.get_running_loop()
+        self._wake = asyncio.Event()
+        self._link = Link(settings.config, "tasklib worker")
+        self._board = Board()
+        self._executor = Executor(settings.registry, self._settle, self._free)
+        self._finisher = Finisher(self._link, stats)
+        self._listener = Listener(settings.config, self._on_notification)
+        self._heartbeat = Heartbeat(
+            settings.config,
+            self._board,
+            cancel=lambda ids: self._on_loop(self._cancel, ids),
+            lost=lambda worker_id: self._on_loop(self._lose, worker_id),
+        )
+        self._pace = Pace()
+        self._durations = Durations()
+        self._waiting: deque[Run] = deque()
+        self._busy: set[Run] = set()
+        self._stopping = False
+        self._look_now = False
+        self._empty_looks = 0
+
+    async def work(self) -> None:
+        """Do everything, and leave nothing behind."""
+        try:
+            await self._register(START_SECONDS)
+            self._heartbeat.start()
+            self._listener.start()
+            while not self._is_over():
+                self._wake.clear()
+                if self._finisher:
+                    await self._finish()
+                elif self._may_claim():
+                    await self._claim()
+                else:
+                    await self._rest()
+        finally:
+            await self._leave()
+
+    def stop(self) -> None:
+        """Claim nothing more, give back what has not started, and let the rest end in time."""
+        if self._stopping:
+            return
+        self._stopping = True
+        log.info("stopping: %d tasks are running", len(self._busy))
+        self._give_back_waiting()
+        self._loop.call_later(self._settings.shutdown_timeout, self._give_up)
+        self._wake.set()
+
+    # ---- claiming --------------------------------------------------------------------------------
+
+    async def _register(self, seconds: float | None = None) -> None:
+        settings = self._settings
+        call = _calls.register_worker(
+            settings.name,
+            settings.config.lock_timeout_seconds,
+            task_types(settings.registry, settings.config),
+            worker_info(settings.queues, settings.concurrency),
+        )
+        worker_id = await self._link.persist(call, seconds)
+        self._board.register(worker_id)
+        log.info(
+            "worker %s takes %d task types from %s",
+            worker_id,
+            len(settings.registry.tasks),
+            ", ".join(settings.queues),
+            extra={"worker_id": str(worker_id)},
+        )
+
+    def _room(self) -> int:
+        slots = self._settings.concurrency
+        oldest = min((run.started for run in self._busy), default=self._loop.time())
+        is_quick = self._loop.time() - oldest < LOOKAHEAD_SECONDS
+        ahead = self._durations.ahead(slots) if is_quick else 0
+        return slots + ahead - len(self._busy) - len(self._waiting)
+
+    def _may_claim(self) -> bool:
+        if self._stopping or self._room() <= 0:
+            return False
+        return self._look_now or self._loop.time() >= self._pace.next_look
+
+    async def _claim(self) -> None:
+        worker_id = self._board.current
+        if worker_id is None:
+            await self._register()
+            return
+        room, is_due = self._room(), self._loop.time() >= self._pace.next_look
+        self._look_now = False
+        try:
+            claimed = await self._link.run(_calls.claim(worker_id, self._settings.queues, room))
+        except WorkerNotRegistered:
+            self._lose(worker_id)
+            return
+        except Exception as error:
+            if not is_infrastructure(error):
+                raise
+            await self._link.rest(error)
+            if not isinstance(error, NotSent):
+                # It may have handed out tasks that nobody here knows: see Board.
+                await self._register()
+            return
+        self._stats.claimed += len(claimed)
+        for each in claimed:
+            run = self._board.add(each, worker_id)
+            run.started = self._loop.time()
+            self._waiting.append(run)
+        self._start_waiting()
+        await self._plan(len(claimed), room, is_due, worker_id)
+
+    async def _plan(self, found: int, room: int, is_due: bool, worker_id: UUID) -> None:
+        """Decide when to look again."""
+        now = self._loop.time()
+        self._empty_looks = 0 if found else self._empty_looks + 1
+        if found >= room:
+            self._pace.found_enough(now)
+        elif not self._listener.is_listening:
+            self._pace.next_look = now + (
+                0.05 if self._settings.drain else self._poll_interval(found)
+            )
+        elif found:
+            self._pace.found_some(now)
+        elif is_due:
+            sleep = None
+            if self._pace.goes_to_sleep:
+                with contextlib.suppress(WorkerNotRegistered):
+                    sleep = await self._link.persist(
+                        _calls.idle(worker_id, self._settings.queues, ARMED_SECONDS)
+                    )
+            self._pace.found_nothing(self._loop.time(), sleep)
+
+    def _poll_interval(self, found: int) -> float:
+        # Just ran dry: more often than not more comes.
+        return min(0.02, self._settings.poll_interval) if found else self._settings.poll_interval
+
+    def _start_waiting(self) -> None:
+        while self._waiting and len(self._busy) < self._settings.concurrency:
+            run = self._waiting.popleft()
+            self._busy.add(run)
+            log.debug("%s starts", run.claimed.name, extra=run.log)
+            self._executor.start(run)
+
+    # ---- finishing -------------------------------------------------------------------------------
+
+    def _settle(self, run: Run, outcome: Outcome) -> None:
+        """Take the outcome of a run; the first one counts."""
+        if run.is_settled:
+            return
+        run.is_settled = True
+        if outcome.state != "released":
+            self._durations.add(self._loop.time() - run.started)
+        self._finisher.add(run, outcome)
+        self._wake.set()
+
+    def _free(self, run: Run) -> None:
+        """A slot is free: nothing of the run is left here."""
+        self._busy.discard(run)
+        if not self._stopping:
+            self._start_waiting()
+        self._look_now = True
+        self._wake.set()
+
+    async def _finish(self) -> None:
+        for run in await self._finisher.flush():
+            self._board.remove(run)
+        # What these held, a concurrency key say, may have let another task go.
+        self._look_now = True
+        for worker_id in self._board.retired():
+            await self._deregister(worker_id)
+
+    # ---- waiting and ending ----------------------------------------------------------------------
+
+    async def _rest(self) -> None:
+        """Wait until something happens, or until it is time to look."""
+        timeout = None
+        if not self._stopping and self._room() > 0:
+            timeout = max(0.0, self._pace.next_look - self._loop.time())
+        if self._waiting:
+            if self._loop.time() - self._waiting[0].started > AHEAD_SECONDS:
+                self._give_back_waiting()
+                return
+            timeout = min(AHEAD_SECONDS, AHEAD_SECONDS if timeout is None else timeout)
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(timeout):
+                await self._wake.wait()
+
+    def _is_over(self) -> bool:
+        if self._finisher or self._waiting or any(not run.is_settled for run in self._busy):
+            return False
+        # Twice: the first look may have met somebody else at the housekeeping.
+        return self._stopping or (self._settings.drain and self._empty_looks > 1)
+
+    def _give_back_waiting(self) -> None:
+        while self._waiting:
+            self._settle(self._waiting.popleft(), ends.RELEASED)
+
+    def _give_up(self) -> None:
+        """The time to finish is over: what still runs goes to other workers."""
+        left = [run for run in self._busy if not run.is_settled]
+        if left:
+            log.warning("giving up %d tasks that did not end in time", len(left))
+        for run in mark(left, "shutdown"):
+            self._executor.interrupt(run)
+        self._loop.call_later(
+            UNWIND_SECONDS, lambda: [self._settle(run, ends.RELEASED) for run in left]
+        )
+
+    async def _leave(self) -> None:
+        self._stopping = True
+        for run in self._busy:
+            mark([run], "shutdown")
+            self._executor.interrupt(run)
+        await self._listener.stop()
+        for worker_id in self._board.registrations():
+            await self._deregister(worker_id)
+        if self._heartbeat.ident is not None:
+            await asyncio.to_thread(self._heartbeat.stop)
+        self._executor.close()
+        self._link.drop()
+
+    async def _deregister(self, worker_id: UUID) -> None:
+        self._board.forget(worker_id)
+        try:
+            async with asyncio.timeout(LEAVE_SECONDS):
+                await self._link.persist(_calls.deregister_worker(worker_id), LEAVE_SECONDS)
+        except WorkerNotRegistered:
+            return
+        except Exception as error:
+            if not is_infrastructure(error):
+                raise
+            log.warning(
+                "could not deregister: the lease will run out", extra={"worker_id": str(worker_id)}
+            )
+
+    # ---- from outside ----------------------------------------------------------------------------
+
+    def _on_notification(self) -> None:
+        self._pace.woken(self._loop.time())
+        self._wake.set()
+
+    def _on_loop(self, callback: Callable[[Any], None], argument: Any) -> None:
+        # The loop may be gone when the thread speaks last.
+        with contextlib.suppress(RuntimeError):
+            self._loop.call_soon_threadsafe(callback, argument)
+
+    def _cancel(self, task_ids: list[UUID]) -> None:
+        for run in mark(self._board.find(task_ids), "cancel"):
+            log.info("%s is asked to stop", run.claimed.name, extra=run.log)
+            self._executor.interrupt(run)
+
+    def _lose(self, worker_id: UUID) -> None:
+        if worker_id not in self._board.registrations():
+            return
+        runs = self._board.forget(worker_id)
+        log.warning(
+            "the registration ended; %d tasks are others' now",
+            len(runs),
+            extra={"worker_id": str(worker_id)},
+        )
+        for run in mark(runs, "lost"):
+            self._executor.interrupt(run)
+        self._look_now = True
+        self._wake.set()
