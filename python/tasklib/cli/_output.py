@@ -110,6 +110,8 @@ def format_cell(value: object) -> str:
 
 def format_duration(seconds: float) -> str:
     """Give a length of time in its two largest units, such as ``3 h 5 min``."""
+    if seconds < 1:
+        return f"{seconds * 1000:.0f} ms"
     if seconds < 60:
         return f"{seconds:.1f} s"
     minutes = int(seconds // 60)

@@ -43,7 +43,7 @@ class Settings:
     @cached_property
     def config(self) -> Config:
         """The configuration: the option, else the environment, else the embedded server."""
-        return Config(database_url=self.database_url)
+        return Config(database_url=self.database_url) if self.database_url else Config()
 
     @cached_property
     def conninfo(self) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Iterable, Sequence
 from datetime import timedelta
 
 import click
@@ -16,6 +17,7 @@ from ._session import Session, Settings
 from ._types import duration
 
 QUEUE = ["queue", "ready", "running", "scheduled", "retrying", "waiting", "parked", "failed"]
+WORKER = ["worker", "status", "running", "silent for"]
 TASK = ["name", "completed", "failed", "cancelled", "retried"]
 
 
@@ -44,16 +46,19 @@ def snapshot(session: Session) -> str:
     queues = session.run(_admin_calls.queues())
     workers = [row for row in session.run(_admin_calls.workers()) if row["status"] != "ended"]
     tasks = session.run(_admin_calls.task_stats())
-    parts = [
-        format_table([*QUEUE, "oldest ready"], [_queue(row) for row in queues]),
-        format_table(
-            ["worker", "status", "running", "silent for"], [_worker(row) for row in workers]
-        )
-        if workers
-        else "no worker",
-        format_table([*TASK, "p50", "p95"], [_task(row) for row in tasks]),
+    tables = [
+        _table(
+            [*QUEUE, "oldest ready"], map(_queue, queues), empty="no queue has tasks or settings"
+        ),
+        _table(WORKER, map(_worker, workers), empty="no worker is registered"),
+        _table([*TASK, "p50", "p95"], map(_task, tasks), empty="no task has ended within a day"),
     ]
-    return "\n\n".join(parts)
+    return "\n\n".join(tables)
+
+
+def _table(columns: Sequence[str], rows: Iterable[list[object]], *, empty: str) -> str:
+    found = list(rows)
+    return format_table(columns, found) if found else empty
 
 
 def _queue(row: Record) -> list[object]:

@@ -40,7 +40,7 @@ def demo(settings: Settings, directory: Path | None, workers: int, limit: int) -
 
     Examples:
       tasklib demo
-      tasklib demo ~/notes --workers 4
+      tasklib demo /usr/share/doc --workers 4
     """
     folder = (directory or default_folder()).absolute()
     paths = find_files(folder, limit=limit)
