@@ -10,7 +10,7 @@ import asyncio
 import os
 import threading
 import weakref
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncGenerator, Generator
 from contextlib import asynccontextmanager, contextmanager
 from typing import Any, TypeVar
 
@@ -89,7 +89,7 @@ async def arun(connection: psycopg.AsyncConnection[Any], call: Call[T]) -> T:
 
 
 @contextmanager
-def translated() -> Iterator[None]:
+def translated() -> Generator[None]:
     """Raise TaskLib's errors for those of the driver, by SQLSTATE."""
     try:
         yield
@@ -115,7 +115,7 @@ def as_tasklib_error(error: BaseException) -> TaskLibError | None:
 
 
 @contextmanager
-def _reaching() -> Iterator[None]:
+def _reaching() -> Generator[None]:
     try:
         yield
     except psycopg.OperationalError as error:
@@ -147,7 +147,7 @@ class Connections:
         _close_all(self._idle)
 
     @contextmanager
-    def _connection(self) -> Iterator[Connection]:
+    def _connection(self) -> Generator[Connection]:
         if not self._room.acquire(timeout=WAIT_SECONDS):
             raise _all_busy(self._config)
         try:
@@ -192,7 +192,7 @@ class AsyncConnections:
         _close_all(self._idle)
 
     @asynccontextmanager
-    async def _connection(self) -> AsyncIterator[AsyncConnection]:
+    async def _connection(self) -> AsyncGenerator[AsyncConnection]:
         room = self._rooms.setdefault(
             asyncio.get_running_loop(), asyncio.Semaphore(self._config.pool_size)
         )

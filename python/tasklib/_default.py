@@ -144,7 +144,7 @@ def list_tasks(
     before: TaskId | None = None,
 ) -> list[Task]:
     """Read tasks, newest first, blocking; ``before`` is the last id of the page before."""
-    after = before and as_id(before)
+    after = None if before is None else as_id(before)
     return database().run(_calls.list_tasks(state, name, queue, tags, limit, after))
 
 
@@ -158,7 +158,7 @@ async def alist_tasks(
     before: TaskId | None = None,
 ) -> list[Task]:
     """Read tasks, newest first; ``before`` is the last id of the page before."""
-    after = before and as_id(before)
+    after = None if before is None else as_id(before)
     return await database().arun(_calls.list_tasks(state, name, queue, tags, limit, after))
 
 

@@ -105,7 +105,7 @@ class TaskQueue:
         before: TaskId | None = None,
     ) -> list[Task]:
         """Read tasks, newest first; ``before`` is the last id of the page before."""
-        after = before and as_id(before)
+        after = None if before is None else as_id(before)
         return await self.run(_calls.list_tasks(state, name, queue, tags, limit, after))
 
     async def get_result(
@@ -220,7 +220,7 @@ class SyncTaskQueue:
         before: TaskId | None = None,
     ) -> list[Task]:
         """Read tasks, newest first; ``before`` is the last id of the page before."""
-        after = before and as_id(before)
+        after = None if before is None else as_id(before)
         return self.run(_calls.list_tasks(state, name, queue, tags, limit, after))
 
     def get_result(self, task_id: TaskId, timeout: float | None = None) -> TaskResult[Any] | None:

@@ -146,7 +146,7 @@ def redacted(conninfo: str | None) -> str | None:
         return "***"
     if "password" in parts:
         parts["password"] = "***"  # noqa: S105
-    return psycopg.conninfo.make_conninfo(**parts)
+    return psycopg.conninfo.make_conninfo("", **parts)
 
 
 _servers: dict[str, tuple[Embedded, str]] = {}

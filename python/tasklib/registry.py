@@ -197,7 +197,7 @@ class Registry:
         Raises:
             ConfigurationError: The function or an option cannot work, or the name is taken.
         """
-        caller = sys._getframe(1)
+        caller = sys._getframe(1)  # pyright: ignore[reportPrivateUsage]
         localns = None if caller.f_code.co_name == "<module>" else caller.f_locals
 
         def decorate(func: Callable[..., Any]) -> TaskFunction[..., Any]:

@@ -5,6 +5,7 @@ thread with a connection of its own sends heartbeats, so that a busy loop does n
 """
 
 from tasklib.worker.context import CurrentTask, current_task
-from tasklib.worker.loop import TaskWorker, WorkerStats
+from tasklib.worker.finish import WorkerStats
+from tasklib.worker.loop import TaskWorker
 
 __all__ = ["CurrentTask", "TaskWorker", "WorkerStats", "current_task"]

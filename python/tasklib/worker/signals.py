@@ -5,14 +5,14 @@ from __future__ import annotations
 import asyncio
 import signal
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator
 from contextlib import contextmanager
 
 SIGNALS = (signal.SIGTERM, signal.SIGINT)
 
 
 @contextmanager
-def handled(on_signal: Callable[[int], None], *, wanted: bool) -> Iterator[None]:
+def handled(on_signal: Callable[[int], None], *, wanted: bool) -> Generator[None]:
     """Call ``on_signal`` on the loop for the time of the block, where that is possible."""
     if not wanted or threading.current_thread() is not threading.main_thread():
         yield
