@@ -2,11 +2,13 @@
 -- last, or the login role.
 create or replace function tasklib._caller()
   returns text
-  language sql
+  language plpgsql
   stable
   set search_path = pg_catalog, pg_temp
 as $$
-  select coalesce(nullif(current_setting('role', true), 'none'), session_user::text)
+begin
+  return coalesce(nullif(current_setting('role', true), 'none'), session_user::text);
+end;
 $$;
 comment on function tasklib._caller() is
   'Internal. The role on whose behalf the running function was called.';

@@ -88,9 +88,7 @@ begin
   elsif octet_length(v_text) > max_bytes then
     perform tasklib._reject('TL002', argument || ' has ' || octet_length(v_text) || ' bytes as text',
       detail, 'At most ' || max_bytes || ' bytes are allowed: store large data elsewhere and pass a reference.');
-  elsif length(v_text) - length(translate(v_text, '[{', '')) > 64
-    and jsonb_path_exists(value, 'strict $.**{65}')
-  then
+  elsif jsonb_path_exists(value, 'strict $.**{65}') then
     perform tasklib._reject('TL002', argument || ' is nested deeper than 64 levels',
       detail, 'Flatten the value, or pass it as a text that the task parses.');
   end if;
@@ -179,9 +177,9 @@ begin
         || ' = ' || tasklib._shown(v_value::text), detail,
         'The keys are base_seconds, multiplier, cap_seconds and jitter; all are numbers.');
     end if;
-    if v_value::numeric < 0 or v_value::numeric > v_max then
+    if v_value::numeric <> 0 and not v_value::numeric between 0.001 and v_max then
       perform tasklib._reject('TL001', 'backoff ' || v_key || ' = ' || tasklib._shown(v_value::text)
-        || ' is out of range', detail, 'Pass 0 to ' || v_max || '.');
+        || ' is out of range', detail, 'Pass 0, or 0.001 to ' || v_max || '.');
     end if;
   end loop;
 end;

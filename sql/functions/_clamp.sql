@@ -1,16 +1,16 @@
 -- Nothing that a worker reports may fail here, so numbers are clamped: negative and absurd ones too.
-create or replace function tasklib._seconds(seconds float8)
+create or replace function tasklib._seconds(seconds numeric)
   returns interval
   language sql
   immutable
   set search_path = pg_catalog, pg_temp
 as $$
   select make_interval(secs => case
-    when seconds is null then null
     when seconds = 'NaN' then 0
-    else greatest(0, least(seconds, 157680000)) end)
+    when seconds is not null then round(greatest(0, least(seconds, 157680000)), 6)
+  end::float8)
 $$;
-comment on function tasklib._seconds(float8) is
+comment on function tasklib._seconds(numeric) is
   'Internal. Seconds as an interval, clamped to 0 and 5 years (157,680,000 s).';
 
 create or replace function tasklib._clamp(delay interval)

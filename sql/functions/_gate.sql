@@ -1,6 +1,7 @@
 -- Concurrency keys. A gate row exists exactly while a task of its key runs, or is ready with
--- holds_key. Nobody waits for a gate: whoever finds its row locked leaves a note in gate_check, and
--- tick looks again. Keys are visited in ascending order.
+-- holds_key. Nobody waits for a gate that is held: whoever finds its row locked leaves a note in
+-- gate_check, and tick looks again. (Only two claims that make the same gate at the same moment wait
+-- for each other, which is why a claim is to be committed at once.) Keys are visited in ascending order.
 
 -- A task may pass when nobody has the gate and nobody with the same key is before it. A row that
 -- another session has picked but not committed is still seen here, so two claims cannot overtake each
@@ -54,12 +55,10 @@ begin
   if not exists (select from tasklib.gate where gate.key = candidate.key) then
     if exists (
       select from tasklib.waiting where waiting.key = candidate.key and waiting.pos < candidate.pos
-    ) then
-      insert into tasklib.gate_check (key) values (candidate.key);
-      return false;
-    elsif exists (
+      union all
       select from tasklib.ready where ready.key = candidate.key and ready.pos < candidate.pos
     ) then
+      insert into tasklib.gate_check (key) values (candidate.key);
       return false;
     end if;
     insert into tasklib.gate (key, task_id) values (candidate.key, candidate.task_id)
@@ -116,9 +115,15 @@ begin
   order by waiting.key, waiting.pos limit 1
   for update skip locked;
 
-  if not found or exists (
+  if v_next.task_id is null or exists (
     select from tasklib.ready where ready.key = _hand_over.key and ready.pos < v_next.pos
   ) then
+    -- somebody has the first in line locked, and may yet leave it there
+    if v_next.task_id is null
+      and exists (select from tasklib.waiting where waiting.key = _hand_over.key)
+    then
+      insert into tasklib.gate_check (key) values (_hand_over.key);
+    end if;
     delete from tasklib.gate where gate.key = _hand_over.key;
     return false;
   end if;

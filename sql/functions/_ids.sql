@@ -1,7 +1,7 @@
 -- Ids are UUIDs of version 7 (RFC 9562): 48 bits of milliseconds, 12 bits of their fraction, random
 -- bits, and in the last 16 bits the number of the shard. The function is written for the server that
 -- it is installed on: PostgreSQL 18 makes them natively, in order within a session; before, the
--- fraction counts up through one call.
+-- fraction counts up through one call, whose ids share their random part.
 do $do$
 begin
   if current_setting('server_version_num')::int >= 180000 then
@@ -28,16 +28,14 @@ begin
       set search_path = pg_catalog, pg_temp
     as $$
     declare
-      v_shard text := (select lpad(to_hex(config.shard), 4, '0') from tasklib.config);
+      v_tail text := substr(gen_random_uuid()::text, 20, 13)
+        || (select lpad(to_hex(config.shard), 4, '0') from tasklib.config);
       v_start bigint := extract(epoch from clock_timestamp())::float8 * 4096000;
     begin
       return (
-        select array_agg((
-            left(stamp.hex, 12) || '7' || right(stamp.hex, 3)
-            || substr(gen_random_uuid()::text, 20, 13) || v_shard)::uuid
-          order by stamp.n)
+        select array_agg((left(stamp.hex, 12) || '7' || right(stamp.hex, 3) || v_tail)::uuid)
         from (
-          select n, lpad(to_hex(v_start + n), 15, '0') as hex
+          select lpad(to_hex(v_start + n), 15, '0') as hex
           from generate_series(1, _new_ids.count) as n
         ) as stamp
       );

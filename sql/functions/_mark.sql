@@ -149,7 +149,7 @@ create or replace function tasklib._move_time_mark(kind text, first timestamptz,
   set search_path = pg_catalog, pg_temp
 as $$
 declare
-  v_low timestamptz := least(first, safe_at);
+  v_low timestamptz := case when safe_at is not null then least(first, safe_at) end;
 begin
   if v_low > tasklib._low_time(_move_time_mark.kind) + interval '5 seconds'
     or tasklib._low_time(_move_time_mark.kind) = '-infinity' and v_low is not null

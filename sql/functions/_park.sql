@@ -25,6 +25,7 @@ declare
   v_parked bigint[];
   v_keys bigint[];
   v_count int := 0;
+  v_look int;
 begin
   if not exists (select from tasklib.worker where worker.lost_at is null)
     or exists (select from tasklib.worker where worker.lost_at is null and worker.types is null)
@@ -35,12 +36,13 @@ begin
 
   v_lane := tasklib._first_lane(-9223372036854775808, 9223372036854775807, null);
   while v_lane is not null and v_count < max_rows loop
+    v_look := 20;
     loop
       with head as materialized (
         select candidate.ctid as place, candidate.type
         from tasklib.ready as candidate
         where candidate.lane = v_lane and candidate.pos >= tasklib._low_pos(v_lane)
-        order by candidate.lane, candidate.pos limit greatest(100, max_rows - v_count)
+        order by candidate.lane, candidate.pos limit v_look
       ),
       gone as (
         delete from tasklib.ready
@@ -62,6 +64,7 @@ begin
       v_count := v_count + cardinality(v_parked);
       insert into tasklib.gate_check (key) select distinct unnest(v_keys);
       exit when v_count >= max_rows;
+      v_look := max_rows - v_count;
     end loop;
     v_lane := tasklib._first_lane(v_lane + 1, 9223372036854775807, null);
   end loop;

@@ -14,9 +14,9 @@ as $$
 begin
   raise exception using
     errcode = _reject.code,
-    message = _reject.problem,
+    message = coalesce(_reject.problem, 'an argument is NULL'),
     detail = coalesce(_reject.detail, 'Nothing was changed.'),
-    hint = _reject.hint;
+    hint = coalesce(_reject.hint, 'Pass a value.');
 end;
 $$;
 comment on function tasklib._reject(text, text, text, text) is

@@ -28,8 +28,8 @@ begin
 
   v_picked := tasklib._pick(v_worker.types, claim.queues, claim.max_tasks);
   if cardinality(v_picked) < max_tasks and tasklib._keep_house(cardinality(v_picked) = 0) then
-    v_picked := v_picked
-      || tasklib._pick(v_worker.types, claim.queues, claim.max_tasks - cardinality(v_picked));
+    v_picked := tasklib._in_order(claim.queues, v_picked
+      || tasklib._pick(v_worker.types, claim.queues, claim.max_tasks - cardinality(v_picked)));
   end if;
 
   return query select * from tasklib._start(v_picked, claim.worker_id);
@@ -37,6 +37,23 @@ end;
 $$;
 comment on function tasklib.claim(uuid, text[], int) is
   'Hand out up to max_tasks due tasks of names that the worker registered: by priority, then queue in the order given, then the order in which they became ready. Rows that other sessions hold are skipped. Each row is an attempt that must be ended by complete, fail, finish, release or snooze with (id, worker_id, attempt). Finding too little, it does some housekeeping first. Commit at once: until then nobody sees that the tasks run. Errors: TL001, TL007 the worker is not registered, TL011.';
+
+create or replace function tasklib._in_order(queues text[], picked tasklib.ready[])
+  returns tasklib.ready[]
+  language sql
+  immutable
+  set search_path = pg_catalog, pg_temp
+as $$
+  select coalesce(array_agg(pick order by pick.lane & 4095, asked.n, pick.pos), array[]::tasklib.ready[])
+  from unnest(picked) as pick
+    cross join lateral (
+      select min(given.n) as n
+      from unnest(queues) with ordinality as given (name, n)
+      where tasklib._lane(given.name, 1024) = pick.lane & (-4096)::bigint
+    ) as asked
+$$;
+comment on function tasklib._in_order(text[], tasklib.ready[]) is
+  'Internal. Picked tasks by priority, then queue as asked for, then position.';
 
 create or replace function tasklib._check_queues(queues text[])
   returns void

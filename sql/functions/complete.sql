@@ -39,11 +39,7 @@ as $$
 declare
   v_run tasklib.running;
 begin
-  if id is null or worker_id is null or attempt is null then
-    perform tasklib._reject('TL001', 'id, worker_id and attempt must be given, got '
-      || tasklib._shown(id::text) || ', ' || tasklib._shown(worker_id::text) || ' and '
-      || tasklib._shown(attempt::text), null, 'Pass id and attempt as claim returned them.');
-  end if;
+  perform tasklib._check_lease(_hold.id, _hold.worker_id, _hold.attempt);
   perform tasklib._registration(_hold.worker_id);
   v_run := tasklib._take_run(_hold.id, _hold.worker_id, _hold.attempt);
   if v_run.task_id is null then
@@ -54,6 +50,23 @@ end;
 $$;
 comment on function tasklib._hold(uuid, uuid, int, text) is
   'Internal. Takes an attempt out of running; raises TL001 or TL003 to TL007 when the lease is not held.';
+
+create or replace function tasklib._check_lease(id uuid, worker_id uuid, attempt int)
+  returns void
+  language plpgsql
+  immutable
+  set search_path = pg_catalog, pg_temp
+as $$
+begin
+  if id is null or worker_id is null or attempt is null then
+    perform tasklib._reject('TL001', 'id, worker_id and attempt must be given, got '
+      || tasklib._shown(id::text) || ', ' || tasklib._shown(worker_id::text) || ' and '
+      || tasklib._shown(attempt::text), null, 'Pass id and attempt as claim returned them.');
+  end if;
+end;
+$$;
+comment on function tasklib._check_lease(uuid, uuid, int) is
+  'Internal. Raises TL001 unless all three parts of a lease are given.';
 
 create or replace function tasklib._lost(worker_id uuid, id uuid, attempt int, outcome text)
   returns void

@@ -46,8 +46,8 @@ comment on function tasklib.enqueue(
   'Insert one task in the caller''s transaction and return its id; the task exists when that transaction commits. An option left out (or null) is taken from the defaults that a worker registered for the name, when it is needed. When an unfinished task of the queue holds unique_key, nothing is inserted and its id is returned with a notice. Errors: TL001 invalid argument, TL002 limit exceeded.';
 
 -- The one way in. Rows are inserted in the order of specs: ids and positions ascend with it. The
--- transaction id is taken before the clock and before any position, which is what the proof of the
--- low-water marks (see _safe) rests on.
+-- transaction id and the locks that show tick a writer are taken before the clock and before any
+-- position: the proof of the low-water marks (see _safe) rests on that.
 create or replace function tasklib._insert_tasks(specs tasklib.task_spec[], batch boolean)
   returns setof tasklib.enqueued
   language plpgsql
@@ -60,8 +60,10 @@ declare
   v_ids uuid[] := tasklib._new_ids(cardinality(specs));
   v_twins uuid[];
   v_any_name boolean := exists (select from tasklib.task_type where task_type.type = 0);
+  v_default_lane bigint := tasklib._lane('default', 0);
 begin
   perform pg_current_xact_id();
+  lock table tasklib.ready, tasklib.delayed in row exclusive mode;
   v_now := clock_timestamp();
 
   -- most tasks are a name and a few arguments: those need no further look
@@ -72,19 +74,23 @@ begin
       case when batch then spec.n - 1 end::int)
   from unnest(specs) with ordinality as spec (name, kwargs, queue, priority, delay, scheduled_at,
     max_retries, timeout_seconds, tags, unique_key, concurrency_key, headers, unique_until, backoff, n)
-  where not (
-      spec.name ~ '^[[:alnum:]_.:-]{1,128}$'
+  where (
+      spec.name !~ '[[:cntrl:]]'
+      and octet_length(spec.name) between 1 and 128
       and jsonb_typeof(spec.kwargs) = 'object'
-      and octet_length(spec.kwargs::text) < 130
+      and octet_length(spec.kwargs::text) <= 1048576
+      and not jsonb_path_exists(spec.kwargs, 'strict $.**{65}')
       and spec.unique_until = 'finished'
       and coalesce(spec.queue, spec.unique_key, spec.concurrency_key) is null
       and coalesce(spec.tags, spec.headers, spec.backoff) is null
       and coalesce(spec.priority, spec.max_retries, spec.timeout_seconds) is null
       and spec.delay is null
       and spec.scheduled_at is null
-    ) is not false;
+    ) is not true;
 
-  v_twins := tasklib._take_unique_keys(specs, v_ids);
+  if exists (select from unnest(specs) as spec where spec.unique_key is not null) then
+    v_twins := tasklib._take_unique_keys(specs, v_ids);
+  end if;
 
   with spec as materialized (
     select given.n,
@@ -97,12 +103,15 @@ begin
       given.priority is not null as priority_given,
       type.type is not null or v_any_name as known,
       case when given.unique_key is not null then left(given.unique_until, 1)::"char" end as until,
-      tasklib._key(coalesce(given.queue, type.queue, 'default'), given.concurrency_key) as key,
+      case when given.concurrency_key is not null then
+        tasklib._key(coalesce(given.queue, type.queue, 'default'), given.concurrency_key) end as key,
       given.name, given.kwargs, given.timeout_seconds, given.max_retries, given.tags, given.headers,
       given.backoff, given.unique_key, given.concurrency_key
     from unnest(specs) with ordinality as given (name, kwargs, queue, priority, delay, scheduled_at,
       max_retries, timeout_seconds, tags, unique_key, concurrency_key, headers, unique_until, backoff, n)
-      left join tasklib.task_type as type on type.name = given.name
+      left join lateral (
+        select known.* from tasklib.task_type as known where known.name = given.name offset 0
+      ) as type on true
     where v_twins is null or v_twins[given.n] is null
   ),
   body as (
@@ -137,7 +146,10 @@ begin
     on conflict do nothing
   )
   insert into tasklib.ready (task_id, lane, type, attempt, unique_until, key)
-  select spec.id, tasklib._lane(spec.queue, spec.priority), spec.type, 0, spec.until, spec.key
+  select spec.id,
+    case when spec.queue = 'default' and spec.priority = 0 then v_default_lane
+      else tasklib._lane(spec.queue, spec.priority) end,
+    spec.type, 0, spec.until, spec.key
   from spec
   where spec.known and (spec.run_at > v_now) is not true
   order by spec.n;
@@ -169,7 +181,9 @@ begin
     select coalesce(given.queue, type.queue, 'default') as queue, given.unique_key as key, given.n
     from unnest(specs) with ordinality as given (name, kwargs, queue, priority, delay, scheduled_at,
       max_retries, timeout_seconds, tags, unique_key, concurrency_key, headers, unique_until, backoff, n)
-      left join tasklib.task_type as type on type.name = given.name
+      left join lateral (
+        select known.* from tasklib.task_type as known where known.name = given.name offset 0
+      ) as type on true
     where given.unique_key is not null
     order by 1, 2, 3
   loop

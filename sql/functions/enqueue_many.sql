@@ -30,7 +30,7 @@ begin
       coalesce(item.kwargs, '{}'),
       item.queue #>> '{}',
       item.priority::int,
-      tasklib._interval(item.delay),
+      case when item.delay is not null then tasklib._interval(item.delay) end,
       (item.scheduled_at #>> '{}')::timestamptz,
       item.max_retries::int,
       item.timeout_seconds::float8,
@@ -116,7 +116,7 @@ as $$
   select case
     when argument in ('priority', 'max_retries')
       then value between -2147483648 and 2147483647 and value = trunc(value)
-    else value between -1e15 and 1e15
+    else value = 0 or abs(value) between 1e-9 and 1e15
   end
 $$;
 comment on function tasklib._number_fits(text, numeric) is
@@ -129,7 +129,7 @@ create or replace function tasklib._interval(value jsonb)
   set search_path = pg_catalog, pg_temp
 as $$
   select case jsonb_typeof(value)
-    when 'number' then make_interval(secs => greatest(least(value::float8, 1e9), -1))
+    when 'number' then make_interval(secs => greatest(least(value::numeric, 1e9), -1)::float8)
     when 'string' then (value #>> '{}')::interval
   end
 $$;

@@ -91,12 +91,12 @@ create or replace function tasklib._backoff(backoff jsonb, charged int)
   volatile
   set search_path = pg_catalog, pg_temp
 as $$
-  select tasklib._seconds(
+  select tasklib._seconds((
     least(
       coalesce((backoff ->> 'cap_seconds')::float8, 3600),
       coalesce((backoff ->> 'base_seconds')::float8, 5)
-        * power(coalesce((backoff ->> 'multiplier')::float8, 2), least(charged - 1, 100)::float8))
-    * (1 + coalesce((backoff ->> 'jitter')::float8, 0) * (2 * random() - 1)))
+        * power(coalesce((backoff ->> 'multiplier')::float8, 2), least(charged - 1, 60)::float8))
+    * (1 + coalesce((backoff ->> 'jitter')::float8, 0) * (2 * random() - 1)))::numeric)
 $$;
 comment on function tasklib._backoff(jsonb, int) is
   'Internal. least(cap, base * multiplier ^ (charged - 1)) seconds, with jitter; 5 s, x 2, 1 h and no jitter by default.';

@@ -110,7 +110,8 @@ $$;
 comment on function tasklib._check_outcomes(jsonb, int) is
   'Internal. Raises TL001 or TL002 unless outcomes is null or has count well-formed elements.';
 
--- The common case in one statement. Deleting in the order of ids gives all batches one lock order.
+-- The common case in one statement, and nothing in it that a planner could turn: ids are looked up one
+-- by one, and the rows are deleted by their place, which is one order for all batches that overlap.
 create or replace function tasklib._complete_many(
   worker_id uuid,
   ids uuid[],
@@ -123,49 +124,68 @@ create or replace function tasklib._complete_many(
   set search_path = pg_catalog, pg_temp
 as $$
 declare
-  v_status text[];
+  v_outcome jsonb := case when outcomes is not null then tasklib._by_id(ids, outcomes) end;
+  v_ended uuid[];
   v_keys bigint[];
   v_unique uuid[];
 begin
-  with given as materialized (
-    select given.id, given.attempt, given.n, outcomes -> (given.n - 1)::int as outcome
-    from unnest(ids, attempts) with ordinality as given (id, attempt, n)
-    order by given.id
-  ),
-  ended as (
+  with ended as (
     delete from tasklib.running
-    using given
-    where running.task_id = given.id
-      and running.attempt = given.attempt
-      and running.worker_id = _complete_many.worker_id
-      and (given.outcome is null or jsonb_typeof(given.outcome) = 'null'
-        or given.outcome ->> 'state' = 'completed')
-    returning running.task_id, running.attempt, running.started_at, running.key,
-      running.unique_until, given.n, given.outcome
+    where running.ctid = any (array(
+      select held.place
+      from unnest(ids, attempts) with ordinality as given (id, attempt, n)
+        cross join lateral (
+          select candidate.ctid as place
+          from tasklib.running as candidate
+          where candidate.task_id = given.id
+            and candidate.attempt = given.attempt
+            and candidate.worker_id = _complete_many.worker_id
+          offset 0
+        ) as held
+      where outcomes is null
+        or coalesce(outcomes -> (given.n - 1)::int ->> 'state', 'completed') = 'completed'
+    ))
+    returning running.task_id, running.attempt, running.started_at, running.key, running.unique_until
   ),
   kept as (
     insert into tasklib.done (task_id, worker_id, started_at, finished_at, attempt, state, result)
     select ended.task_id, _complete_many.worker_id, ended.started_at, clock_timestamp(),
-      ended.attempt, 1, ended.outcome -> 'result'
+      ended.attempt, 1, v_outcome -> ended.task_id::text -> 'result'
     from ended
   )
-  select array_agg(case when ended.n is not null then 'ok' end order by given.n),
-    array_agg(ended.key) filter (where ended.key is not null),
+  select array_agg(ended.task_id), array_agg(ended.key) filter (where ended.key is not null),
     array_agg(ended.task_id) filter (where ended.unique_until = 'f')
-    into v_status, v_keys, v_unique
-  from given left join ended on ended.n = given.n;
+    into v_ended, v_keys, v_unique
+  from ended;
 
   if exists (select from tasklib.cancel_request) then
-    delete from tasklib.cancel_request
-    where cancel_request.task_id = any (ids)
-      and not exists (select from tasklib.running where running.task_id = cancel_request.task_id);
+    delete from tasklib.cancel_request where cancel_request.task_id = any (v_ended);
   end if;
   perform tasklib._let_go(v_keys, v_unique);
-  return v_status;
+
+  if cardinality(v_ended) = cardinality(ids) then
+    return array_fill('ok'::text, array[cardinality(ids)]);
+  end if;
+  v_outcome := (select jsonb_object_agg(ended.id::text, true) from unnest(v_ended) as ended (id));
+  return array(select case when v_outcome ? given.id::text then 'ok' end
+    from unnest(ids) with ordinality as given (id, n) order by given.n);
 end;
 $$;
 comment on function tasklib._complete_many(uuid, uuid[], int[], jsonb) is
   'Internal. Completes what the worker holds of ids; ok for those, null for the others.';
+
+-- A JSON object finds a key by binary search; a join of two lists would be planned as a nested loop.
+create or replace function tasklib._by_id(ids uuid[], outcomes jsonb)
+  returns jsonb
+  language sql
+  immutable
+  set search_path = pg_catalog, pg_temp
+as $$
+  select jsonb_object_agg(given.id::text, outcomes -> (given.n - 1)::int)
+  from unnest(ids) with ordinality as given (id, n)
+$$;
+comment on function tasklib._by_id(uuid[], jsonb) is
+  'Internal. The outcomes of finish by the id that each belongs to.';
 
 create or replace function tasklib._end_others(
   worker_id uuid,
@@ -232,11 +252,11 @@ begin
   case outcome ->> 'state'
     when 'failed' then
       perform tasklib._fail(run, outcome ->> 'error', coalesce((outcome ->> 'retry')::boolean, true),
-        tasklib._seconds((outcome -> 'retry_in')::float8), coalesce(outcome ->> 'cause', 'error'));
+        tasklib._seconds((outcome -> 'retry_in')::numeric), coalesce(outcome ->> 'cause', 'error'));
     when 'released' then
       perform tasklib._release(run);
     when 'snoozed' then
-      perform tasklib._snooze(run, tasklib._seconds((outcome -> 'seconds')::float8));
+      perform tasklib._snooze(run, tasklib._seconds((outcome -> 'seconds')::numeric));
     when 'cancelled' then
       perform tasklib._close(run.task_id, 3::smallint, run, outcome ->> 'error');
   end case;
@@ -337,8 +357,7 @@ begin
     and failure.worker_id = _explain.worker_id;
 
   return case
-    when outcome = 'failed' and v_failure.task_id is not null
-      and v_failure.cause in ('error', 'timeout') then 'already'
+    when outcome = 'failed' and v_failure.task_id is not null then 'already'
     when v_done.worker_id = _explain.worker_id and v_done.attempt = _explain.attempt
       and v_done.state = case outcome when 'completed' then 1 when 'failed' then 2 when 'cancelled' then 3 end
       and (outcome <> 'failed' or v_failure.task_id is not null) then 'already'

@@ -9,7 +9,7 @@ as $$
 begin
   perform tasklib._registration(heartbeat.worker_id);
   update tasklib.worker
-  set lease_until = clock_timestamp() + worker.lease
+  set lease_until = clock_timestamp() + worker.lease, graced = false
   where worker.id = heartbeat.worker_id and worker.lost_at is null;
   if not found then
     perform tasklib._registration(heartbeat.worker_id);

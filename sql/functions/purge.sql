@@ -96,6 +96,7 @@ begin
       where done.task_id > coalesce(v_queue.purge_from, '00000000-0000-0000-0000-000000000000')
         and done.task_id < tasklib._first_id(clock_timestamp() - v_queue.retention)
       order by done.task_id limit max_rows - v_count
+      for update of done skip locked
     ) as old;
     v_count := v_count + tasklib._erase(v_ids);
     if v_seen > 0 or v_queue.purge_from is not null then

@@ -37,7 +37,7 @@ begin
 end;
 $$;
 comment on function tasklib.register_worker(text, interval, jsonb, jsonb) is
-  'Begin one start of one worker process and return its id, never used again. task_types: an array of names, or of objects {"name", "queue", "priority", "max_retries", "timeout_seconds", "backoff", "max_crashes"} whose options become the defaults of the name for every producer; null: it takes tasks of any name. lease: how long its tasks stay its own after its last heartbeat. Call it in a transaction of its own. Errors: TL001, TL002.';
+  'Begin one start of one worker process and return its id, never used again. task_types: an array of names, or of objects {"name", "queue", "priority", "max_retries", "timeout_seconds", "backoff", "max_crashes"} whose options become the defaults of the name for every producer (a plain name leaves stored defaults as they are); null: it takes tasks of any name. lease: how long its tasks stay its own after its last heartbeat. Call it in a transaction of its own. Errors: TL001, TL002.';
 
 -- Sorted by name, so that two workers that start at once wait for each other instead of deadlocking.
 create or replace function tasklib._store_task_types(task_types jsonb, now timestamptz)
@@ -52,7 +52,7 @@ declare
 begin
   if task_types is null then
     insert into tasklib.task_type (type, updated_at, name)
-    values (0, _store_task_types.now, '*')
+    values (0, _store_task_types.now, '')
     on conflict do nothing;
     return null;
   end if;
@@ -62,12 +62,13 @@ begin
       'Pass ["app.send_email"] or [{"name": "app.send_email", "max_retries": 5}], or null for any name.');
   end if;
   for v_item in
-    select case jsonb_typeof(entry.value) when 'string' then entry.value #>> '{}'
+    select jsonb_typeof(entry.value) = 'string' as plain,
+      case jsonb_typeof(entry.value) when 'string' then entry.value #>> '{}'
         else entry.value ->> 'name' end as name,
       case jsonb_typeof(entry.value) when 'string' then jsonb_build_object('name', entry.value)
         else jsonb_strip_nulls(entry.value) end as options
     from jsonb_array_elements(task_types) as entry
-    order by 1
+    order by 2
   loop
     perform tasklib._check_task_type(v_item.name, v_item.options);
     insert into tasklib.task_type as known (type, updated_at, name, queue, priority, max_retries,
@@ -84,7 +85,7 @@ begin
           timeout_seconds = excluded.timeout_seconds,
           max_crashes = excluded.max_crashes,
           backoff = excluded.backoff
-      where (known.queue, known.priority, known.max_retries, known.timeout_seconds,
+      where not v_item.plain and (known.queue, known.priority, known.max_retries, known.timeout_seconds,
           known.max_crashes, known.backoff)
         is distinct from (excluded.queue, excluded.priority, excluded.max_retries,
           excluded.timeout_seconds, excluded.max_crashes, excluded.backoff);

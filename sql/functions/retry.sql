@@ -7,34 +7,56 @@ create or replace function tasklib.retry(id uuid)
   set enable_seqscan = off
 as $$
 declare
-  v_task tasklib.task := tasklib._own_task(retry.id);
+  v_task tasklib.task;
   v_done tasklib.done;
   v_row tasklib.ready;
 begin
-  select done.* into v_done from tasklib.done where done.task_id = retry.id for update;
-  if v_done.state = 1 or exists (select from tasklib.running where running.task_id = retry.id) then
-    perform tasklib._reject('TL008', 'task ' || retry.id || ' is '
-      || case when v_done.state = 1 then 'completed' else 'running' end, null,
-      'Only failed and cancelled tasks can be retried: enqueue a new one.');
-  elsif v_done.task_id is null then
-    if exists (select from tasklib.delayed where delayed.task_id = retry.id and delayed.reason = 'r') then
+  loop
+    v_task := tasklib._own_task(retry.id);
+    select done.* into v_done from tasklib.done where done.task_id = retry.id for update;
+    if v_done.state > 1 then
+      perform tasklib._retake_unique_key(v_task);
+      delete from tasklib.done where done.task_id = retry.id;
+      insert into tasklib.allowance (task_id, excused) values (retry.id, v_done.attempt)
+      on conflict on constraint allowance_pkey do update
+        set excused = excluded.excused, releases = 0, crashes = 0;
+      perform tasklib._place(v_task, v_done.attempt);
+      return 'pending';
+    elsif v_done.state = 1 or exists (select from tasklib.running where running.task_id = retry.id) then
+      perform tasklib._reject('TL008', 'task ' || retry.id || ' is '
+        || case when v_done.state = 1 then 'completed' else 'running' end, null,
+        'Only failed and cancelled tasks can be retried: enqueue a new one.');
+    elsif exists (
+      select from tasklib.delayed where delayed.task_id = retry.id and delayed.reason = 'r'
+    ) then
       v_row := tasklib._withdraw(retry.id);
-      perform tasklib._place(v_task, v_row.attempt);
+      if v_row.task_id is not null then
+        perform tasklib._place(v_task, v_row.attempt);
+        return 'pending';
+      end if;
+    elsif tasklib._is_pending(retry.id) then
+      return 'pending';
     end if;
-    return 'pending';
-  end if;
-
-  perform tasklib._retake_unique_key(v_task);
-  delete from tasklib.done where done.task_id = retry.id;
-  insert into tasklib.allowance (task_id, excused) values (retry.id, v_done.attempt)
-  on conflict on constraint allowance_pkey do update
-    set excused = excluded.excused, releases = 0, crashes = 0;
-  perform tasklib._place(v_task, v_done.attempt);
-  return 'pending';
+    -- it moved between two of the looks: look again
+  end loop;
 end;
 $$;
 comment on function tasklib.retry(uuid) is
   'Make a failed or cancelled task pending again under its id: its outcome goes, its failures stay, the attempt counter goes on, the retries start afresh. A task that waits for its retry becomes due now; any other pending one stays as it is. Returns pending. Errors: TL003, TL008 for a completed or running task, TL009 while another unfinished task holds its unique key.';
+
+create or replace function tasklib._is_pending(id uuid)
+  returns boolean
+  language sql
+  stable
+  set search_path = pg_catalog, pg_temp
+as $$
+  select exists (select from tasklib.ready where ready.task_id = _is_pending.id)
+    or exists (select from tasklib.delayed where delayed.task_id = _is_pending.id)
+    or exists (select from tasklib.waiting where waiting.task_id = _is_pending.id)
+    or exists (select from tasklib.parked where parked.task_id = _is_pending.id)
+$$;
+comment on function tasklib._is_pending(uuid) is
+  'Internal. The task waits for its turn, its time, its key or a worker.';
 
 create or replace function tasklib._retake_unique_key(task tasklib.task)
   returns void

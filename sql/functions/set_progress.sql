@@ -13,6 +13,7 @@ create or replace function tasklib.set_progress(
   set enable_seqscan = off
 as $$
 begin
+  perform tasklib._check_lease(set_progress.id, set_progress.worker_id, set_progress.attempt);
   perform tasklib._registration(set_progress.worker_id);
   if not exists (
     select from tasklib.running

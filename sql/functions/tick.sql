@@ -46,8 +46,8 @@ declare
   v_safe record;
 begin
   perform tasklib._grant_grace();
-  select safe.pos, safe.at into v_safe from tasklib._safe() as safe;
   perform tasklib._reset_marks();
+  select safe.pos, safe.at into v_safe from tasklib._safe() as safe;
 
   v_did.promoted := tasklib._promote(max_rows, v_safe.at);
   v_did.reclaimed := tasklib._reclaim(max_rows);
@@ -94,7 +94,8 @@ $$;
 comment on function tasklib._keep_house(boolean) is
   'Internal. A bounded tick from within claim; true when tasks may have become ready.';
 
--- Nobody could send heartbeats while the server was down, and nobody looked while nobody ticked.
+-- Nobody could send heartbeats while the server was down, and nobody looked while nobody ticked. Once
+-- between two heartbeats, or a dead worker would be spared by every tick of a slow ticker.
 create or replace function tasklib._grant_grace()
   returns void
   language plpgsql
@@ -102,19 +103,20 @@ create or replace function tasklib._grant_grace()
   set search_path = pg_catalog, pg_temp
 as $$
 declare
-  v_last timestamptz := (select note.at from tasklib.horizon as note order by note.xid desc limit 1);
+  v_last timestamptz := (select max(note.at) from tasklib.horizon as note);
 begin
   if v_last < pg_postmaster_start_time() or v_last < clock_timestamp() - interval '30 seconds' then
     update tasklib.worker
-    set lease_until = clock_timestamp() + worker.lease
-    where worker.lost_at is null and worker.lease_until < clock_timestamp() + worker.lease;
+    set lease_until = clock_timestamp() + worker.lease, graced = true
+    where worker.lost_at is null and not worker.graced
+      and worker.lease_until < clock_timestamp() + worker.lease;
   end if;
 end;
 $$;
 comment on function tasklib._grant_grace() is
-  'Internal. After a server start or 30 s without a tick every lease begins anew.';
+  'Internal. After a server start or 30 s without a tick every lease begins anew, once for each heartbeat.';
 
--- Positions go back when a dump is restored or the sequence was not replicated.
+-- Positions and transaction ids go back when a dump is restored, or the sequence was not replicated.
 create or replace function tasklib._reset_marks()
   returns void
   language plpgsql
@@ -126,6 +128,8 @@ declare
 begin
   if exists (select from tasklib.mark where mark.low_pos > v_last + 1)
     or exists (select from tasklib.horizon as note where note.pos > v_last)
+    or exists (select from tasklib.horizon as note
+      where note.xid >= pg_snapshot_xmax(pg_current_snapshot()) and note.xid > pg_current_xact_id())
   then
     delete from tasklib.mark;
     delete from tasklib.time_mark;
@@ -134,7 +138,7 @@ begin
 end;
 $$;
 comment on function tasklib._reset_marks() is
-  'Internal. Forgets all marks when the sequence of positions is behind them.';
+  'Internal. Forgets all marks when the sequence of positions, or the counter of transactions, is behind them.';
 
 create or replace function tasklib._promote(max_rows int, safe_at timestamptz)
   returns int

@@ -236,6 +236,7 @@ create table tasklib.worker (
   lost_at timestamptz,
   cleared_at timestamptz,
   lease interval not null,
+  graced boolean not null default false,
   registered_by text not null,
   name text not null,
   types bigint[],
@@ -245,6 +246,7 @@ create table tasklib.worker (
 comment on table tasklib.worker is 'One start of one worker process. Heartbeats move lease_until: the only hot update, within its page.';
 comment on column tasklib.worker.lost_at is 'Its registration has ended: by deregister_worker, or by tick after its lease ran out.';
 comment on column tasklib.worker.cleared_at is 'Everything that it held has been given back.';
+comment on column tasklib.worker.graced is 'Its lease was renewed by tick, not by a heartbeat.';
 comment on column tasklib.worker.types is 'Hashes of the task names it runs; null: any name.';
 
 create table tasklib.task_type (
@@ -261,7 +263,7 @@ create table tasklib.task_type (
 );
 create unique index task_type_name_idx on tasklib.task_type (name);
 comment on index tasklib.task_type_name_idx is 'enqueue finds the defaults of a name.';
-comment on table tasklib.task_type is 'Names that workers registered, with their defaults. Type 0 stands for a live worker that takes any name.';
+comment on table tasklib.task_type is 'Names that workers registered, with their defaults. Type 0, with an empty name, stands for a live worker that takes any name.';
 
 create table tasklib.queue (
   name text not null,
