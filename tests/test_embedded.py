@@ -174,6 +174,24 @@ def test_a_killed_server_recovers_and_keeps_rows(folder: Path, user: Callable[..
         assert count(url) == 2
 
 
+def test_its_user_can_start_it_again(folder: Path) -> None:
+    server = Embedded(folder)
+    with server as url:
+        assert count(url) == 1
+        os.kill(postmaster(folder), signal.SIGKILL)
+        wait_until(lambda: server.url() is None)
+        assert count(server.start()) == 2
+
+
+def test_a_deleted_store_is_no_obstacle_to_leaving(folder: Path) -> None:
+    server = Embedded(folder)
+    with server:
+        server.shutdown()
+        shutil.rmtree(server.home)
+    with Embedded(folder) as url:
+        assert count(url) == 1
+
+
 def test_a_stale_pid_file_of_a_live_stranger_is_no_obstacle(folder: Path) -> None:
     with Embedded(folder) as url:
         assert count(url) == 1

@@ -23,6 +23,10 @@ from pathlib import Path
 SOCKET_PREFIX = "tasklib-socket-"
 
 
+class StoreGone(Exception):
+    """The folder with the lock files was deleted meanwhile."""
+
+
 @dataclass(frozen=True, slots=True)
 class Postmaster:
     """The process that ``postmaster.pid`` names; it may be gone."""
@@ -142,7 +146,7 @@ def locked(path: Path) -> Generator[None]:
     """Hold the exclusive lock of a file for the block.
 
     Raises:
-        FileNotFoundError: The folder of the file is gone.
+        StoreGone: The folder of the file was deleted.
     """
     while True:
         with open_lock(path) as descriptor:
@@ -156,11 +160,23 @@ def locked(path: Path) -> Generator[None]:
 @contextmanager
 def open_lock(path: Path) -> Generator[int]:
     """Open a lock file for the block; closing it drops the lock."""
-    descriptor = os.open(path, os.O_RDWR)
+    descriptor = open_descriptor(path)
     try:
         yield descriptor
     finally:
         os.close(descriptor)
+
+
+def open_descriptor(path: Path) -> int:
+    """Open a lock file.
+
+    Raises:
+        StoreGone: The folder of the file was deleted.
+    """
+    try:
+        return os.open(path, os.O_RDWR)
+    except FileNotFoundError as error:
+        raise StoreGone(f"{path} was deleted") from error
 
 
 def try_lock(descriptor: int) -> bool:
@@ -231,7 +247,5 @@ def _gone(postmaster: Postmaster, data: Path, seconds: float) -> bool:
 
 
 if __name__ == "__main__":
-    try:
+    with contextlib.suppress(StoreGone):
         watch(Path(sys.argv[1]), [Path(folder) for folder in sys.argv[2:]])
-    except FileNotFoundError:
-        sys.exit(0)  # somebody deleted the folder: nothing to watch any more

@@ -24,12 +24,15 @@ from psycopg.pq import PGconn, Ping
 
 from tasklib import _account, _cluster, _postmaster
 from tasklib._cluster import Cluster, EmbeddedError
+from tasklib._postmaster import StoreGone
 from tasklib.errors import ConfigurationError
 
 __all__ = ["Embedded", "EmbeddedError", "project_root", "temporary"]
 
 # For a root whose project folder is closed to the account that the server runs under.
 SYSTEM_STORES = Path("/var/lib/tasklib")
+
+ATTEMPTS = 5
 
 # What a store may leave out that is thrown away anyway.
 FAST: Mapping[str, str] = {"fsync": "off", "full_page_writes": "off", "synchronous_commit": "off"}
@@ -100,7 +103,7 @@ class Embedded:
         return local if _account.for_data(local).reaches(self.root) else system
 
     def start(self) -> str:
-        """Use the server, and make and start it when that is needed.
+        """Use the server, and make and start it when that is needed, again if it was killed.
 
         Returns:
             Its URL, through a socket that only this user (and root) can open.
@@ -114,23 +117,29 @@ class Embedded:
                 "TASKLIB_EMBEDDED=never forbids the embedded server",
                 hint="Set TASKLIB_DATABASE_URL or DATABASE_URL to postgresql://user@host/database.",
             )
-        while not self._held:
+        for _ in range(ATTEMPTS):
+            if self._held and (url := self.url()):
+                return url
             self._make_home()
-            with contextlib.suppress(FileNotFoundError):  # thrown away by its last user just now
+            with contextlib.suppress(StoreGone):  # deleted by its last user just now
                 self._join()
-        return self._running_url()
+        raise EmbeddedError(
+            f"the embedded server in {str(self.home)!r} starts, but does not stay",
+            hint=f"Its log says why: {self.home / 'server.log'}",
+        )
 
     def stop(self) -> None:
         """Leave the server; the last one to leave stops it. Harmless when not started."""
         if not self._held:
             return
         locks = _postmaster.Locks(self.home)
-        with _postmaster.locked(locks.gate):
+        with contextlib.suppress(StoreGone), _postmaster.locked(locks.gate):
             # Closed first: a forked child may hold a copy, and then it is still in use.
             self._let_go()
             if _postmaster.is_unused(self.home) and not locks.keep.exists():
                 _postmaster.stop(self.home / "pg")
                 _postmaster.discard(self._to_remove)
+        self._let_go()
 
     def url(self) -> str | None:
         """Return the URL if the server is running, without starting or holding it."""
@@ -145,20 +154,20 @@ class Embedded:
 
     def shutdown(self) -> bool:
         """Stop the server now, whoever uses it; tell whether it was running."""
-        if not self.home.exists():
-            return False
         locks = _postmaster.Locks(self.home)
-        with _postmaster.locked(locks.gate):
+        with contextlib.suppress(StoreGone), _postmaster.locked(locks.gate):
             locks.keep.unlink(missing_ok=True)
             return _postmaster.stop(self.home / "pg")
+        return False
 
     def _join(self) -> None:
         """Take a share of the users' locks, with the server running."""
         locks = _postmaster.Locks(self.home)
         with _postmaster.locked(locks.gate):
+            self._let_go()
             try:
                 for path in (locks.users, locks.alive):
-                    self._held.append(os.open(path, os.O_RDWR))
+                    self._held.append(_postmaster.open_descriptor(path))
                     fcntl.flock(self._held[-1], fcntl.LOCK_SH)
                 started = Cluster(self.home, self.settings).ensure()
             except BaseException:
@@ -178,14 +187,6 @@ class Embedded:
     def _let_go(self) -> None:
         while self._held:
             os.close(self._held.pop())
-
-    def _running_url(self) -> str:
-        if url := self.url():
-            return url
-        raise EmbeddedError(
-            f"the embedded server in {str(self.home)!r} was stopped while it was in use",
-            hint="Start the program again, and end `tasklib db stop` in other terminals.",
-        )
 
     def _make_home(self) -> None:
         try:
