@@ -16,10 +16,6 @@ declare
   v_row tasklib.ready;
   v_out uuid[] := array[]::uuid[];
 begin
-  if not exists (select from unnest(picked) as pick where pick.key is not null and not pick.holds_key)
-  then
-    return picked;
-  end if;
   for v_row in
     select pick.* from unnest(picked) as pick
     where pick.key is not null and not pick.holds_key

@@ -14,8 +14,8 @@ begin
     declare
       v_shard text := (select lpad(to_hex(config.shard), 4, '0') from tasklib.config);
     begin
-      return (
-        select array_agg((left(uuidv7()::text, 32) || v_shard)::uuid)
+      return array(
+        select (left(uuidv7()::text, 32) || v_shard)::uuid
         from generate_series(1, _new_ids.count)
       );
     end;
@@ -32,12 +32,10 @@ begin
         || (select lpad(to_hex(config.shard), 4, '0') from tasklib.config);
       v_start bigint := extract(epoch from clock_timestamp())::float8 * 4096000;
     begin
-      return (
-        select array_agg((left(stamp.hex, 12) || '7' || right(stamp.hex, 3) || v_tail)::uuid)
-        from (
-          select lpad(to_hex(v_start + n), 15, '0') as hex
-          from generate_series(1, _new_ids.count) as n
-        ) as stamp
+      -- 44 bits hold the milliseconds until the year 2527: the first hex digit is 0 until then
+      return array(
+        select ('0' || to_hex(((n >> 12) << 16) | 28672 | (n & 4095)) || v_tail)::uuid
+        from generate_series(v_start + 1, v_start + _new_ids.count) as n
       );
     end;
     $$;

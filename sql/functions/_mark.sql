@@ -71,7 +71,7 @@ comment on function tasklib._oldest_writer(xid8) is
   'Internal. The oldest transaction that has written, or may write, to ready, delayed or running; own when there is none.';
 
 -- One position in 127 leaves a note of its lane, so that tick knows which lanes see traffic and a lane
--- with little of it costs claims nothing.
+-- with little of it costs claims nothing. _pick_lanes asks for it when one was among those picked.
 create or replace function tasklib._note_lanes(picked tasklib.ready[])
   returns void
   language plpgsql

@@ -149,6 +149,8 @@ declare
   v_pos bigint := 0;
   v_stop bigint;
   v_budget int := max_tasks + 1000;
+  v_noted boolean;
+  v_keyed boolean;
 begin
   loop
     select mark.lane, mark.low_pos into v_mark
@@ -173,12 +175,19 @@ begin
         ))
         returning ready as task
       )
-      select array_agg(taken.task order by (taken.task).lane, (taken.task).pos) into v_picked
+      select array_agg(taken.task order by (taken.task).lane, (taken.task).pos),
+          bool_or((taken.task).pos % 127 = 0), bool_or((taken.task).key is not null)
+        into v_picked, v_noted, v_keyed
       from taken;
       exit when v_picked is null;
       v_budget := v_budget - cardinality(v_picked);
-      perform tasklib._note_lanes(v_picked);
-      v_all := v_all || tasklib._open_gates(v_picked);
+      if v_noted then
+        perform tasklib._note_lanes(v_picked);
+      end if;
+      if v_keyed then
+        v_picked := tasklib._open_gates(v_picked);
+      end if;
+      v_all := v_all || v_picked;
     end loop;
 
     exit when v_mark.lane is null or cardinality(v_all) >= max_tasks or v_budget <= 0;

@@ -154,7 +154,9 @@ begin
   where spec.known and (spec.run_at > v_now) is not true
   order by spec.n;
 
-  perform tasklib._wake(specs, v_now);
+  if (select last_value from tasklib.parked_until) > extract(epoch from v_now)::float8 * 1000 then
+    perform tasklib._wake(specs, v_now);
+  end if;
 
   return query
     select coalesce(v_twins[n], v_ids[n]), v_twins is null or v_twins[n] is null

@@ -27,6 +27,8 @@ begin
     v_status := tasklib._end_others(finish.worker_id, ids, attempts, outcomes, v_status);
   end if;
   if array_position(v_status, null) is not null then
+    -- only then can a task have been named twice
+    perform tasklib._check_twice(ids);
     v_status := tasklib._explain_many(finish.worker_id, ids, attempts, outcomes, v_status);
   end if;
   return query select unnest(v_status);
@@ -52,15 +54,28 @@ begin
   elsif cardinality(ids) > 10000 then
     perform tasklib._reject('TL002', 'ids has ' || cardinality(ids) || ' elements', null,
       'At most 10000 are taken in one call.');
-  elsif cardinality(ids) > 1 and (select count(distinct id) from unnest(ids) as id) < cardinality(ids) then
-    perform tasklib._reject('TL001', 'ids names a task twice: ' || (
-      select id::text from unnest(ids) as id group by id having count(*) > 1 limit 1), null,
-      'Pass each task once.');
   end if;
 end;
 $$;
 comment on function tasklib._check_batch(uuid[], int[]) is
-  'Internal. Raises TL001 or TL002 unless ids and attempts are parallel lists, each id once.';
+  'Internal. Raises TL001 or TL002 unless ids and attempts are parallel lists without NULL.';
+
+create or replace function tasklib._check_twice(ids uuid[])
+  returns void
+  language plpgsql
+  immutable
+  set search_path = pg_catalog, pg_temp
+as $$
+declare
+  v_twice uuid := (select id from unnest(ids) as id group by id having count(*) > 1 limit 1);
+begin
+  if v_twice is not null then
+    perform tasklib._reject('TL001', 'ids names task ' || v_twice || ' twice', null, 'Pass each task once.');
+  end if;
+end;
+$$;
+comment on function tasklib._check_twice(uuid[]) is
+  'Internal. Raises TL001 when an id occurs twice.';
 
 create or replace function tasklib._check_outcomes(outcomes jsonb, count int)
   returns void

@@ -6,8 +6,9 @@ one run. CPU is what the operating system charged the backend that did the work
 to other processes and are reported beside it. With ``--held`` a REPEATABLE READ transaction stays open
 for the whole run.
 
-The classic queue is the usual one: a row per task with a state column, and partial indexes over what is
-pending, what runs and what is finished. It has no limits, roles, keys, types or retries.
+The classic queue is the usual one: a row per task with a UUID and a state column, partial indexes over
+what is pending, what runs and what is finished, and three functions of one statement each. It has no
+limits, roles, keys, types, fences or retries.
 
 Usage: ``make bench-sql``, or ``python tests/bench/bench_sql.py [--tasks N] [--rounds N] [--url URL]``.
 """
@@ -23,6 +24,7 @@ import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
+from uuid import uuid4
 
 import psycopg
 
@@ -33,42 +35,58 @@ CLASSIC = """
 drop schema if exists classic cascade;
 create schema classic;
 create table classic.task (
-  id bigint generated always as identity primary key,
-  name text not null, queue text not null, priority int not null, state text not null,
-  attempt int not null, max_attempts int not null, kwargs jsonb not null,
-  created_at timestamptz not null, run_at timestamptz not null, worker text,
-  locked_until timestamptz, started_at timestamptz, finished_at timestamptz, result jsonb, error text
+  id uuid primary key default gen_random_uuid(),
+  name text not null, queue text not null, kwargs jsonb not null, tags jsonb,
+  state text not null default 'pending', priority int not null default 0,
+  retry_count int not null default 0, max_retries int not null default 3,
+  created_at timestamptz not null, scheduled_at timestamptz not null,
+  next_retry_at timestamptz, timeout_seconds float8, worker_id uuid, locked_until timestamptz,
+  started_at timestamptz, completed_at timestamptz, result jsonb, error text
 );
-create index task_pending_idx on classic.task (queue, priority desc, run_at, id)
+create index task_pending_idx on classic.task (queue, priority desc, scheduled_at, id)
   where state = 'pending';
 create index task_running_idx on classic.task (locked_until) where state = 'running';
-create index task_finished_idx on classic.task (finished_at)
+create index task_finished_idx on classic.task (state, completed_at)
   where state in ('completed', 'failed', 'cancelled');
-"""
 
-CLASSIC_ENQUEUE = """
-insert into classic.task (name, queue, priority, state, attempt, max_attempts, kwargs, created_at, run_at)
-select item.name, 'default', 0, 'pending', 0, 4, item.kwargs, clock_timestamp(), clock_timestamp()
-from jsonb_to_recordset(%s::jsonb) as item (name text, kwargs jsonb)
-returning id
-"""
+create function classic.enqueue_many(tasks jsonb) returns setof uuid language plpgsql as $$
+begin
+  return query
+    insert into classic.task (name, queue, kwargs, created_at, scheduled_at)
+    select item.name, 'default', item.kwargs, clock_timestamp(), clock_timestamp()
+    from jsonb_to_recordset(tasks) as item (name text, kwargs jsonb)
+    returning id;
+end;
+$$;
 
-CLASSIC_CLAIM = """
-with picked as materialized (
-  select id from classic.task
-  where state = 'pending' and queue = 'default' and run_at <= clock_timestamp()
-  order by priority desc, run_at, id limit %s for update skip locked
-)
-update classic.task set state = 'running', attempt = attempt + 1, worker = 'w',
-  locked_until = clock_timestamp() + interval '1 minute', started_at = clock_timestamp()
-where id = any (array(select id from picked))
-returning id, name, kwargs, attempt
-"""
+create function classic.claim(worker uuid, max_tasks int)
+  returns setof classic.task language plpgsql as $$
+begin
+  return query
+    with picked as materialized (
+      select task.id from classic.task
+      where task.state = 'pending' and task.queue = 'default'
+        and task.scheduled_at <= clock_timestamp()
+      order by task.priority desc, task.scheduled_at, task.id
+      limit max_tasks for update skip locked
+    )
+    update classic.task
+    set state = 'running', worker_id = worker, started_at = clock_timestamp(),
+      locked_until = clock_timestamp() + interval '1 minute'
+    where task.id = any (array(select picked.id from picked))
+    returning task.*;
+end;
+$$;
 
-CLASSIC_FINISH = """
-update classic.task set state = 'completed', finished_at = clock_timestamp(), locked_until = null
-where id = any (%s) and state = 'running' and worker = 'w'
-returning id
+create function classic.finish(worker uuid, ids uuid[]) returns setof uuid language plpgsql as $$
+begin
+  return query
+    update classic.task
+    set state = 'completed', completed_at = clock_timestamp(), locked_until = null
+    where task.id = any (ids) and task.state = 'running' and task.worker_id = worker
+    returning task.id;
+end;
+$$;
 """
 
 
@@ -80,11 +98,16 @@ class Classic:
     def __init__(self, url: str) -> None:
         self.connection = psycopg.connect(url, autocommit=True)
         self.connection.execute(CLASSIC)
+        self.worker = uuid4()
 
     def run(self, batch: str) -> int:
-        self.connection.execute(CLASSIC_ENQUEUE, [batch])
-        rows = self.connection.execute(CLASSIC_CLAIM, [BATCH]).fetchall()
-        self.connection.execute(CLASSIC_FINISH, [[row[0] for row in rows]])
+        self.connection.execute("select * from classic.enqueue_many(%s::jsonb)", [batch])
+        rows = self.connection.execute(
+            "select id, retry_count, name, kwargs from classic.claim(%s, %s)", [self.worker, BATCH]
+        ).fetchall()
+        self.connection.execute(
+            "select * from classic.finish(%s, %s)", [self.worker, [row[0] for row in rows]]
+        )
         return len(rows)
 
 
