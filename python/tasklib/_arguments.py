@@ -6,7 +6,7 @@ import contextlib
 import inspect
 import re
 from collections.abc import Callable, Mapping
-from typing import Any, NotRequired, Required, get_type_hints
+from typing import Any, NotRequired, Required, cast, get_type_hints
 
 from pydantic import ConfigDict, PydanticUserError, TypeAdapter, ValidationError
 from pydantic_core import PydanticSerializationError, from_json, to_json
@@ -194,14 +194,15 @@ class Arguments:
         return dict(bound)
 
 
-def json_object(value: Mapping[str, Any], what: str) -> str:
+def json_object(value: object, what: str) -> str:
     """Write an object of plain JSON values as text.
 
     Raises:
         InvalidArguments: Something in it would not come back as it is.
     """
     try:
-        return _round_trip(_OBJECT, dict(value)).decode()
+        plain = dict(cast("Mapping[str, Any]", value)) if isinstance(value, Mapping) else value
+        return _round_trip(_OBJECT, plain).decode()
     except ValidationError as error:
         raise InvalidArguments(f"{what}: {_explained(error)}") from error
     except _Lost as error:
@@ -242,7 +243,7 @@ def _refuse_nul(text: bytes) -> None:
 def _explained(error: ValidationError) -> str:
     faults: list[str] = []
     for fault in error.errors(include_url=False, include_context=False):
-        where = ".".join(map(str, fault["loc"]))
+        where = ".".join(map(str, fault["loc"])) or "all"
         if fault["type"] == "missing":
             faults.append(f"argument {where!r} is missing")
         elif fault["type"] == "extra_forbidden":

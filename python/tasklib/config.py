@@ -5,7 +5,6 @@ from __future__ import annotations
 import atexit
 import os
 import re
-import sys
 import threading
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
@@ -149,23 +148,22 @@ def redacted(conninfo: str | None) -> str | None:
     return psycopg.conninfo.make_conninfo("", **parts)
 
 
-_servers: dict[str, tuple[Embedded, str]] = {}
+_servers: dict[str, Embedded] = {}
 _servers_lock = threading.Lock()
 
 
 def _started(key: str) -> str:
-    """Return the conninfo of this process's server for ``key``: a memory URL or empty."""
+    """Return the conninfo of this process's server for ``key``: a memory URL, or empty."""
     from tasklib import embedded
 
     with _servers_lock:
         if key not in _servers:
-            server = embedded.temporary() if key else embedded.Embedded(embedded.project_root())
-            conninfo = server.start()
-            kind = "a throw-away Postgres" if key else f"the embedded Postgres of {server.root}"
-            print(f"tasklib: using {kind}", file=sys.stderr)
-            _servers[key] = (server, conninfo)
+            project = embedded.project_root()
+            server = embedded.temporary() if key else embedded.Embedded(project, announce=True)
+            _servers[key] = server
             atexit.register(server.stop)
-        return _servers[key][1]
+        # Asked for each connection: a server that was killed meanwhile starts again.
+        return _servers[key].start()
 
 
 def _with_database_url(data: Any) -> Any:

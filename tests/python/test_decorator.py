@@ -1,0 +1,118 @@
+"""What a task may be, and what is refused at decoration."""
+
+import sqlite3
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pytest
+
+from tasklib import Backoff, ConfigurationError, SyncTaskQueue
+from tasklib.registry import Registry
+
+
+def named_like_an_option(priority: int) -> None: ...
+def with_connection(connection: int) -> None: ...
+def positional_only(a: int, /) -> None: ...
+def variadic(*rest: int) -> None: ...
+def annotated_open(**rest: int) -> None: ...
+def no_data(file: sqlite3.Connection) -> None: ...
+def generator() -> Iterator[int]:
+    yield 1
+
+
+@pytest.mark.parametrize(
+    ("func", "message"),
+    [
+        (named_like_an_option, r"'priority' is also an option.*\n.*\.options\(priority=\.\.\.\)"),
+        (with_connection, r"\.options\(connection="),
+        (positional_only, "no name to call it by"),
+        (variadic, "no name to call it by"),
+        (annotated_open, "cannot be checked"),
+        (no_data, "sqlite3.Connection"),
+        (generator, "generator"),
+        (lambda: None, "no name of its own"),
+    ],
+)
+def test_a_function_that_cannot_be_a_task_is_refused(
+    func: Callable[..., Any], message: str
+) -> None:
+    with pytest.raises(ConfigurationError, match=message):
+        Registry().task(func)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"isolation": "process"},
+        {"transactional": True},
+        {"on_failure": print},
+        {"max_retries": -1},
+        {"timeout_seconds": 0},
+        {"priority": "high"},
+        {"backoff": {"base_seconds": -1}},
+        {"queue": ""},
+    ],
+)
+def test_an_option_that_cannot_work_is_refused(options: dict[str, Any]) -> None:
+    def work() -> None: ...
+
+    with pytest.raises(ConfigurationError):
+        Registry().task(**options)(work)
+
+
+def test_a_name_belongs_to_one_function() -> None:
+    registry = Registry()
+    registry.task(name="app.work")(generator_free)
+
+    with pytest.raises(ConfigurationError, match="two functions want to be task 'app.work'"):
+        registry.task(name="app.work")(named_otherwise)
+
+
+def generator_free() -> None: ...
+def named_otherwise() -> None: ...
+
+
+def test_a_function_defined_again_replaces_itself() -> None:
+    registry = Registry()
+    for value in (1, 2):
+
+        @registry.task(name="again")
+        def work(value: int = value) -> int:
+            return value
+
+    assert registry.tasks["again"]() == 2
+
+
+def test_calling_a_task_runs_it_here() -> None:
+    @Registry().task
+    def add(a: int, b: int) -> int:
+        return a + b
+
+    assert add(1, b=2) == 3
+    assert add.__name__ == "add"
+
+
+def test_options_given_at_the_call_go_before_the_decorators(queue: SyncTaskQueue) -> None:
+    @queue.task(queue="mail", priority=1, max_retries=5, timeout_seconds=30)
+    def send() -> None: ...
+
+    plain = queue.get_task(queue.enqueue(send))
+    asked = queue.get_task(queue.enqueue(send.options(priority=9, max_retries=0)))
+
+    assert plain is not None
+    assert asked is not None
+    assert (plain.queue, plain.priority, plain.max_retries, plain.timeout_seconds) == (
+        "mail", 1, 5, 30,
+    )  # fmt: skip
+    assert (asked.queue, asked.priority, asked.max_retries) == ("mail", 9, 0)
+
+
+def test_options_can_be_laid_over_options(queue: SyncTaskQueue) -> None:
+    @queue.task(backoff=Backoff(base_seconds=1))
+    def work() -> None: ...
+
+    both = work.options(tags={"a": 1}, priority=1).options(priority=2)
+    task = queue.get_task(queue.enqueue(both))
+
+    assert task is not None
+    assert (task.tags, task.priority) == ({"a": 1}, 2)
