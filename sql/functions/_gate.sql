@@ -84,7 +84,7 @@ begin
   loop
     perform from tasklib.gate where gate.key = v_key for update skip locked;
     if found then
-      perform tasklib._hand_over(v_key);
+      perform tasklib._hand_over(v_key, true);
     else
       insert into tasklib.gate_check (key) values (v_key);
     end if;
@@ -94,9 +94,10 @@ $$;
 comment on function tasklib._leave_gates(bigint[]) is
   'Internal. The tasks that held these gates no longer run: hand each gate to the next in line.';
 
--- The caller has the gate row locked, or found that there is none. When the first in line is still
--- ready, the gate opens and its claim takes it.
-create or replace function tasklib._hand_over(key bigint)
+-- held: the caller has the gate row locked. Otherwise it found none, and another session may be making
+-- one: then nothing but an insert is safe. When the first in line is still ready, the gate opens and its
+-- claim takes it; the note stays, as that claim may be undone or the task cancelled.
+create or replace function tasklib._hand_over(key bigint, held boolean)
   returns boolean
   language plpgsql
   volatile
@@ -104,6 +105,7 @@ create or replace function tasklib._hand_over(key bigint)
 as $$
 declare
   v_next tasklib.waiting;
+  v_open boolean := true;
 begin
   select waiting.* into v_next
   from tasklib.waiting
@@ -111,26 +113,25 @@ begin
   order by waiting.key, waiting.pos limit 1
   for update skip locked;
 
-  if v_next.task_id is null or exists (
+  if v_next.task_id is not null and not exists (
     select from tasklib.ready where ready.key = _hand_over.key and ready.pos < v_next.pos
   ) then
-    -- somebody has the first in line locked, and may yet leave it there
-    if v_next.task_id is null
-      and exists (select from tasklib.waiting where waiting.key = _hand_over.key)
-    then
-      insert into tasklib.gate_check (key) values (_hand_over.key);
+    if held then
+      update tasklib.gate set task_id = v_next.task_id where gate.key = _hand_over.key;
+    else
+      insert into tasklib.gate (key, task_id) values (_hand_over.key, v_next.task_id)
+      on conflict do nothing;
     end if;
-    delete from tasklib.gate where gate.key = _hand_over.key;
-    return false;
+    v_open := not found;
   end if;
-  update tasklib.gate set task_id = v_next.task_id where gate.key = _hand_over.key;
-  if not found then
-    insert into tasklib.gate (key, task_id) values (_hand_over.key, v_next.task_id)
-    on conflict do nothing;
-    if not found then
-      insert into tasklib.gate_check (key) values (_hand_over.key);
-      return false;
+  if v_open then
+    if held then
+      delete from tasklib.gate where gate.key = _hand_over.key;
     end if;
+    insert into tasklib.gate_check (key)
+    select _hand_over.key
+    where exists (select from tasklib.waiting where waiting.key = _hand_over.key);
+    return false;
   end if;
   delete from tasklib.waiting where waiting.key = v_next.key and waiting.pos = v_next.pos;
   insert into tasklib.ready (task_id, lane, type, attempt, holds_key, unique_until, key)
@@ -138,7 +139,7 @@ begin
   return true;
 end;
 $$;
-comment on function tasklib._hand_over(bigint) is
+comment on function tasklib._hand_over(bigint, boolean) is
   'Internal. Gives the gate of a key to the first waiting task, or opens it. True when a task became ready.';
 
 -- A note is settled when the gate's holder runs or is ready with the gate, or when the gate was handed
@@ -170,7 +171,7 @@ begin
       or not exists (select from tasklib.running where running.task_id = v_holder)
         and not exists (select from tasklib.ready where ready.task_id = v_holder and ready.holds_key)
     then
-      v_count := v_count + tasklib._hand_over(v_key)::int;
+      v_count := v_count + tasklib._hand_over(v_key, v_holder is not null)::int;
     end if;
     v_holder := null;
   end loop;

@@ -52,10 +52,10 @@ create or replace function tasklib._oldest_writer(own xid8)
   volatile
   set search_path = pg_catalog, pg_temp
 as $$
-  select coalesce(min((
+  select coalesce(min(
       own::text::numeric
       - ((own::text::numeric % 4294967296 - holder.transactionid::text::numeric + 4294967296) % 4294967296)
-    )::text::xid8), own)
+    )::text::xid8, own)
   from pg_locks as writer
     join pg_locks as holder using (virtualtransaction)
   where writer.locktype = 'relation'

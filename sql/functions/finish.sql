@@ -27,8 +27,6 @@ begin
     v_status := tasklib._end_others(finish.worker_id, ids, attempts, outcomes, v_status);
   end if;
   if array_position(v_status, null) is not null then
-    -- only then can a task have been named twice
-    perform tasklib._check_twice(ids);
     v_status := tasklib._explain_many(finish.worker_id, ids, attempts, outcomes, v_status);
   end if;
   return query select unnest(v_status);
@@ -181,6 +179,8 @@ begin
   if cardinality(v_ended) = cardinality(ids) then
     return array_fill('ok'::text, array[cardinality(ids)]);
   end if;
+  -- only here can a task have been named twice
+  perform tasklib._check_twice(ids);
   v_outcome := (select jsonb_object_agg(ended.id::text, true) from unnest(v_ended) as ended (id));
   return array(select case when v_outcome ? given.id::text then 'ok' end
     from unnest(ids) with ordinality as given (id, n) order by given.n);
