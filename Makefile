@@ -66,7 +66,7 @@ format: $(LINT_STAMP) ## rewrite the Python files in the project's style
 	$(BIN)/ruff format .
 
 types: $(LINT_STAMP) ## pyright, strict
-	$(BIN)/pyright
+	$(BIN)/pyright --project pyproject.toml
 
 check: lint types test ## all of the above checks
 
