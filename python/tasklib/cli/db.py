@@ -111,8 +111,12 @@ def psql(embedded: Embedded, arguments: tuple[str, ...]) -> None:
     with embedded as url:
         migrate(url)
         # Ctrl-C is psql's: it ends a query there, and not us.
-        signal.signal(signal.SIGINT, lambda *_: None)
+        signal.signal(signal.SIGINT, _do_nothing)
         raise click.exceptions.Exit(subprocess.call([program, url, *arguments]))
+
+
+def _do_nothing(_number: int, _frame: object) -> None:
+    """Handle a signal by ignoring it: unlike SIG_IGN this is not inherited by programs."""
 
 
 def _psql() -> str:

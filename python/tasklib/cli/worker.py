@@ -12,7 +12,7 @@ import click
 import tasklib
 from tasklib import _admin_calls
 from tasklib._store import open_store
-from tasklib.config import Config, redacted
+from tasklib.config import Config
 
 from ._app import pass_settings
 from ._logging import FORMATS, LEVELS, set_up_logging
@@ -120,7 +120,8 @@ def _server(config: Config) -> str:
         session = Session(connection)
         version = session.run(_admin_calls.server())["version"]
         session.run(_admin_calls.schema_version())
-        return f"PostgreSQL {version} at {redacted(connection.info.dsn)}"
+        info = connection.info
+        return f"PostgreSQL {version}, database {info.dbname} at {info.host}:{info.port}"
 
 
 def _greet(facts: Mapping[str, object], *, as_json: bool) -> None:

@@ -47,17 +47,17 @@ def demo(settings: Settings, directory: Path | None, workers: int, limit: int) -
     if not paths:
         raise click.UsageError(f"there is no readable file below {folder}.")
     if settings.database_url:
-        _demonstrate(
-            resolve(Config(database_url=settings.database_url)).conninfo, folder, paths, workers
-        )
+        url = resolve(Config(database_url=settings.database_url)).conninfo
+        _demonstrate(url, f"on {redacted(url)}", folder, paths, workers)
     else:
-        with Embedded(project_root()) as url:
-            _demonstrate(url, folder, paths, workers)
+        embedded = Embedded(project_root())
+        with embedded as url:
+            _demonstrate(url, f"PostgreSQL in {embedded.home}", folder, paths, workers)
 
 
-def _demonstrate(url: str, folder: Path, paths: list[str], workers: int) -> None:
+def _demonstrate(url: str, where: str, folder: Path, paths: list[str], workers: int) -> None:
     _migrate.migrate(url)
-    click.echo(f"{len(paths):,} files below {folder}, {workers} workers, on {redacted(url)}")
+    click.echo(f"{len(paths):,} files below {folder}, {workers} workers, {where}")
     outcome = run(url, paths, workers)
     found = list(faults(outcome))
     for failure in outcome.broken[-1:]:
@@ -68,4 +68,4 @@ def _demonstrate(url: str, folder: Path, paths: list[str], workers: int) -> None
         click.echo(f"{click.style('wrong:', fg='red')} {fault}", err=True)
     if found:
         raise click.exceptions.Exit(FAILED)
-    click.echo("\nall of it checked against the disk. Look around: tasklib ls -q tasklib_demo")
+    click.echo("\nAll of it was checked against the disk. Look around: tasklib ls -q tasklib_demo")

@@ -10,14 +10,14 @@ from typing import Protocol
 import click
 
 from .._output import colours_wanted, rich_installed
-from .store import Counts
+from .store import Depth
 
 
 class Progress(Protocol):
-    """Shows counts, and says what happens between them."""
+    """Shows how far the tasks are, and says what happens between them."""
 
-    def show(self, counts: Counts) -> None:
-        """Take note of new counts."""
+    def show(self, finished: int, depth: Depth) -> None:
+        """Take note of how far it is."""
         ...
 
     def say(self, text: str) -> None:
@@ -28,17 +28,18 @@ class Progress(Protocol):
 class Lines:
     """One line a second at most, for logs."""
 
-    def __init__(self) -> None:
+    def __init__(self, total: int) -> None:
+        self._total = total
         self._began = self._last = time.monotonic()
 
-    def show(self, counts: Counts) -> None:
-        """Print the counts when the last line is a second old."""
+    def show(self, finished: int, depth: Depth) -> None:
+        """Print it when the last line is a second old."""
         now = time.monotonic()
-        if now - self._last >= 1 or counts.finished == counts.total:
+        if now - self._last >= 1 or finished == self._total:
             self._last = now
             self.say(
-                f"{counts.finished} of {counts.total} finished, {counts.running} running, "
-                f"{counts.retrying} waiting for a retry"
+                f"{finished} of {self._total} finished, {depth.running} running, "
+                f"{depth.retrying} waiting for a retry"
             )
 
     def say(self, text: str) -> None:
@@ -47,10 +48,10 @@ class Lines:
 
 
 @contextmanager
-def progress() -> Generator[Progress]:
+def progress(total: int) -> Generator[Progress]:
     """Choose what suits standard output."""
     if not (colours_wanted() and rich_installed()):
-        yield Lines()
+        yield Lines(total)
         return
     from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn
     from rich.progress import Progress as Bars
@@ -62,12 +63,12 @@ def progress() -> Generator[Progress]:
         TimeElapsedColumn(),
         TextColumn("{task.fields[now]}"),
     ) as bars:
-        bar = bars.add_task("tasks", total=None, now="")
+        bar = bars.add_task("tasks", total=total, now="")
 
         class OnTerminal:
-            def show(self, counts: Counts) -> None:
-                now = f"{counts.running} running, {counts.retrying} waiting for a retry"
-                bars.update(bar, total=counts.total, completed=counts.finished, now=now)
+            def show(self, finished: int, depth: Depth) -> None:
+                now = f"{depth.running} running, {depth.retrying} waiting for a retry"
+                bars.update(bar, completed=finished, now=now)
 
             def say(self, text: str) -> None:
                 bars.print(f"  {text}", markup=False, highlight=False)

@@ -7,9 +7,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from typing import Any
 from uuid import UUID
 
-from tasklib import Config, SyncTaskQueue, _calls
+from psycopg import Connection
+
+from tasklib import Config, SyncTaskQueue, Task, _calls
 
 from .._app import Refusal
 from .._session import Session, connect
@@ -19,7 +22,7 @@ from .store import Store
 from .tasks import count_kinds, summarize
 from .workers import Fleet
 
-POLL_SECONDS = 0.2
+POLL_SECONDS = 0.1
 LIMIT_SECONDS = 120
 
 
@@ -41,35 +44,39 @@ def run(url: str, paths: Sequence[str], workers: int) -> Outcome:
         store.set_up()
 
         broken = Path(scratch, "vanished.txt")
-        middle = len(paths) // 2
-        store.add_documents([*paths[:middle], str(broken), *paths[middle:]])
+        half = len(paths) // 2
+        store.add_documents([*paths[:half], str(broken)])
         asked = _enqueue_from_python(url, len(paths))
 
         began = time.monotonic()
-        with progress() as shown, Fleet(url, Path(scratch)) as fleet:
+        with progress(len(paths) + 3) as shown, Fleet(url, Path(scratch)) as fleet:
             for _ in range(workers):
                 fleet.start()
-            held = _watch(store, fleet, shown)
+            _watch(store, fleet, shown, enqueued=half + 3, until=half // 2)
+            held = _kill_one_at_work(url, store, fleet, paths[half:])
+            if fleet.killed:
+                shown.say(f"killed {fleet.killed[0]} with {len(held)} tasks in its hands")
+            _watch(store, fleet, shown, enqueued=len(paths) + 3, until=0)
         seconds = time.monotonic() - began
 
-        session = Session(connection)
-        summary, census = (session.run(_calls.get(id)) for id in (asked.summary, asked.census))
-        assert summary is not None
-        assert census is not None
+        documents = store.documents()
         return Outcome(
-            documents=store.indexed(),
-            counts=store.counts(),
-            failures=store.failures(),
+            documents=documents,
             broken_path=str(broken),
-            summary=summary,
+            failures=store.failures(document.task_id for document in documents),
+            census=_finished(connection, asked.census),
+            summary=_finished(connection, asked.summary),
             summary_asked_again=asked.summary_again,
-            census=census,
-            census_position=store.position_of_start(asked.census),
             held_by_killed=held,
-            completed_of_held=store.completed(held),
             killed=fleet.killed,
             seconds=seconds,
         )
+
+
+def _finished(connection: Connection[Any], task_id: UUID) -> Task:
+    task = Session(connection).run(_calls.get(task_id))
+    assert task is not None
+    return task
 
 
 def _enqueue_from_python(url: str, documents: int) -> Asked:
@@ -82,21 +89,27 @@ def _enqueue_from_python(url: str, documents: int) -> Asked:
         )
 
 
-def _watch(store: Store, fleet: Fleet, shown: Progress) -> set[UUID]:
-    """Follow the tasks to the end, and kill a worker on the way; return what it held."""
-    held: set[UUID] = set()
+def _kill_one_at_work(url: str, store: Store, fleet: Fleet, paths: Sequence[str]) -> set[UUID]:
+    """Add the other documents, and kill a worker that is busy with them; return what it held.
+
+    A lock keeps tasks from writing for that moment: so it dies in the middle of its work however
+    fast this machine is.
+    """
+    with connect(url) as other, other.transaction():
+        other.execute("lock table tasklib_demo.document_index in share mode")
+        store.add_documents(paths)
+        return fleet.kill_one(store.held_by)
+
+
+def _watch(store: Store, fleet: Fleet, shown: Progress, *, enqueued: int, until: int) -> None:
+    """Show how far the tasks are, until no more than so many are unfinished."""
     end = time.monotonic() + LIMIT_SECONDS
     while True:
-        counts = store.counts()
-        shown.show(counts)
-        if counts.finished == counts.total:
-            return held
-        if not held and counts.finished > counts.total // 4:
-            held = fleet.kill_one_at_work(store.held_by)
-            if held and fleet.killed:
-                shown.say(f"killed {fleet.killed[0]} with {len(held)} tasks in its hands")
-        for name in fleet.dead():
-            raise Refusal(f"{name} ended by itself:\n{fleet.tail(name)}")
+        depth = store.depth()
+        shown.show(enqueued - depth.unfinished, depth)
+        if depth.unfinished <= until:
+            return
+        fleet.check()
         if time.monotonic() > end:
-            raise Refusal(f"not finished after {LIMIT_SECONDS} s: {counts}")
+            raise Refusal(f"not finished after {LIMIT_SECONDS} s: {depth}")
         time.sleep(POLL_SECONDS)

@@ -5,9 +5,10 @@ create schema tasklib_demo;
 
 create table tasklib_demo.document (
   id bigint generated always as identity primary key,
-  path text not null unique
+  path text not null unique,
+  task_id uuid not null
 );
-comment on table tasklib_demo.document is 'Files to be indexed.';
+comment on table tasklib_demo.document is 'Files to be indexed, each with the task that does it.';
 
 create table tasklib_demo.document_index (
   document_id bigint primary key references tasklib_demo.document,
@@ -24,17 +25,17 @@ create function tasklib_demo.enqueue_document()
   language plpgsql
 as $$
 begin
-  perform tasklib.enqueue(
+  new.task_id := tasklib.enqueue(
     'demo.index_document',
     jsonb_build_object('document_id', new.id, 'path', new.path),
     queue => 'tasklib_demo'
   );
-  return null;
+  return new;
 end;
 $$;
 comment on function tasklib_demo.enqueue_document() is
   'Enqueue the task in the transaction that inserts the document: both exist, or neither.';
 
 create trigger document_enqueue
-  after insert on tasklib_demo.document
+  before insert on tasklib_demo.document
   for each row execute function tasklib_demo.enqueue_document();

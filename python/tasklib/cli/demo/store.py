@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from importlib.resources import files
-from typing import Any
+from typing import Any, LiteralString
 from uuid import UUID
 
 import psycopg
@@ -17,35 +17,30 @@ from .tasks import QUEUE
 
 
 @dataclass(frozen=True, slots=True)
-class Counts:
-    """How far the tasks of one run are."""
+class Depth:
+    """What is left to do."""
 
-    total: int
-    completed: int
+    unfinished: int
     running: int
     retrying: int
-    failed: int
-    cancelled: int
-
-    @property
-    def finished(self) -> int:
-        """How many will not change any more."""
-        return self.completed + self.failed + self.cancelled
 
 
 @dataclass(frozen=True, slots=True)
-class Indexed:
-    """What the tasks stored about one document."""
+class Document:
+    """A document, how its task ended, and what the task stored about it."""
 
     path: str
+    task_id: UUID
+    state: str
+    attempt: int
+    started_at: datetime | None
     sha256: str | None
     bytes: int | None
     words: int | None
-    runs: int | None
 
     @property
     def content(self) -> Content | None:
-        """What they found in it; None when nothing is stored."""
+        """What the task found in it; None when nothing is stored."""
         if self.sha256 is None or self.bytes is None or self.words is None:
             return None
         return Content(self.sha256, self.bytes, self.words)
@@ -56,7 +51,6 @@ class Failure:
     """One failed attempt."""
 
     task_id: UUID
-    name: str
     attempt: int
     cause: str
     error: str | None
@@ -64,11 +58,10 @@ class Failure:
 
 
 class Store:
-    """One run of the demo in one database; its tasks are those made since ``began``."""
+    """The demo's tables and tasks in one database."""
 
     def __init__(self, connection: psycopg.Connection[Any]) -> None:
         self.connection = connection
-        self.began = datetime.min
 
     def alone(self) -> bool:
         """Keep other demos out of this database for as long as the connection lives."""
@@ -76,15 +69,15 @@ class Store:
 
     def set_up(self) -> None:
         """Make the application's tables anew, and give up what an interrupted run left behind."""
-        self.connection.execute(
-            "select tasklib.cancel(id) from tasklib.tasks where queue = %s"
-            " and (state in ('pending', 'running') or next_retry_at is not null)",
-            (QUEUE,),
-        )
+        for state in ("pending", "running", "failed"):
+            self.connection.execute(
+                "select tasklib.cancel(id) from tasklib.tasks where state = %s and queue = %s"
+                " and (state <> 'failed' or next_retry_at is not null)",
+                (state, QUEUE),
+            )
         script = files("tasklib.cli.demo").joinpath("schema.sql").read_bytes()
         with self.connection.transaction():
             self.connection.execute(script)
-        self.began = self._one("select clock_timestamp()")
 
     def add_documents(self, paths: Sequence[str]) -> None:
         """Insert documents; the trigger enqueues a task for each, in the same transaction."""
@@ -92,86 +85,61 @@ class Store:
             "insert into tasklib_demo.document (path) select unnest(%s::text[])", (list(paths),)
         )
 
-    def counts(self) -> Counts:
-        """Count the tasks of this run by what they are doing."""
-        with self.connection.cursor(row_factory=class_row(Counts)) as cursor:
+    def depth(self) -> Depth:
+        """Count the tasks that are left."""
+        with self.connection.cursor(row_factory=class_row(Depth)) as cursor:
             cursor.execute(
                 """
-                select count(*) as total,
-                  count(*) filter (where state = 'completed') as completed,
-                  count(*) filter (where state = 'running') as running,
-                  count(*) filter (where next_retry_at is not null) as retrying,
-                  count(*) filter (where state = 'failed' and next_retry_at is null) as failed,
-                  count(*) filter (where state = 'cancelled') as cancelled
-                from tasklib.tasks
-                where queue = %s and created_at >= %s
+                select ready + waiting + scheduled + parked + running + retrying as unfinished,
+                  running, retrying
+                from tasklib.queue_stats where queue = %s
                 """,
-                (QUEUE, self.began),
+                (QUEUE,),
             )
-            return cursor.fetchone() or Counts(0, 0, 0, 0, 0, 0)
+            return cursor.fetchone() or Depth(0, 0, 0)
 
     def held_by(self, worker_name: str) -> set[UUID]:
         """Return the tasks that a worker has in its hands."""
-        return self._all(
-            """
-            select tasks.id from tasklib.tasks
-            join tasklib.worker_health using (worker_id)
-            where tasks.state = 'running' and tasks.queue = %s and worker_health.name = %s
-            """,
-            (QUEUE, worker_name),
-        )
-
-    def completed(self, ids: set[UUID]) -> int:
-        """Count how many of some tasks are completed."""
-        return self._one(
-            "select count(*) from tasklib.tasks where id = any(%s) and state = 'completed'",
-            (list(ids),),
-        )
-
-    def position_of_start(self, task_id: UUID) -> int:
-        """Tell how many tasks of this run had started before this one, plus one."""
-        return self._one(
-            """
-            select count(*) + 1 from tasklib.tasks as other
-            where other.queue = %s and other.created_at >= %s
-              and other.started_at < (select started_at from tasklib.tasks where id = %s)
-            """,
-            (QUEUE, self.began, task_id),
-        )
-
-    def failures(self) -> list[Failure]:
-        """Read the failed attempts of this run."""
-        with self.connection.cursor(row_factory=class_row(Failure)) as cursor:
+        with self.connection.cursor(row_factory=scalar_row) as cursor:
             cursor.execute(
                 """
-                select failures.task_id, tasks.name, failures.attempt, failures.cause,
-                  failures.error, failures.next_retry_at
-                from tasklib.failures
-                join tasklib.tasks on tasks.id = failures.task_id
-                where tasks.queue = %s and tasks.created_at >= %s
-                order by failures.task_id, failures.attempt
+                select tasks.id
+                from tasklib.tasks
+                join tasklib.worker_health using (worker_id)
+                where tasks.state = 'running' and worker_health.name = %s
                 """,
-                (QUEUE, self.began),
+                (worker_name,),
             )
-            return cursor.fetchall()
+            return set(cursor.fetchall())
 
-    def indexed(self) -> list[Indexed]:
-        """Read all documents with what the tasks stored about them."""
-        with self.connection.cursor(row_factory=class_row(Indexed)) as cursor:
+    def documents(self) -> list[Document]:
+        """Read all documents with their tasks and what these stored."""
+        with self.connection.cursor(row_factory=class_row(Document)) as cursor:
             cursor.execute(
                 """
-                select path, sha256, bytes, words, runs
+                select document.path, task.id as task_id, task.state, task.attempt,
+                  task.started_at, found.sha256, found.bytes, found.words
                 from tasklib_demo.document
-                left join tasklib_demo.document_index on document_id = document.id
+                cross join lateral tasklib.get(document.task_id) as task
+                left join tasklib_demo.document_index as found on found.document_id = document.id
                 order by document.id
                 """
             )
             return cursor.fetchall()
 
-    def _one(self, sql: str, params: Sequence[object] = ()) -> Any:
-        with self.connection.cursor(row_factory=scalar_row) as cursor:
-            return cursor.execute(sql.encode(), params).fetchone()
+    def failures(self, task_ids: Iterable[UUID]) -> list[Failure]:
+        """Read the failed attempts of some tasks."""
+        with self.connection.cursor(row_factory=class_row(Failure)) as cursor:
+            cursor.execute(
+                """
+                select task_id, attempt, cause, error, next_retry_at
+                from tasklib.failures where task_id = any(%s)
+                order by task_id, attempt
+                """,
+                (list(task_ids),),
+            )
+            return cursor.fetchall()
 
-    def _all(self, sql: str, params: Sequence[object] = ()) -> set[Any]:
+    def _one(self, sql: LiteralString) -> Any:
         with self.connection.cursor(row_factory=scalar_row) as cursor:
-            return set(cursor.execute(sql.encode(), params).fetchall())
+            return cursor.execute(sql).fetchone()

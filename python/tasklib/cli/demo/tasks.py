@@ -3,28 +3,35 @@
 Nothing in here knows about the demo's workers, or that one of them is killed.
 """
 
+import atexit
 import os
 from collections import Counter
 from functools import cache
 from pathlib import PurePath
 
-from psycopg.rows import TupleRow
+from psycopg import AsyncConnection, Connection
 from psycopg_pool import ConnectionPool
 
-from tasklib import Snooze, task
+from tasklib import Backoff, Snooze, task
 
 from .files import read_content
 
 QUEUE = "tasklib_demo"
 
 
+# The default, 5 s, 10 s, 20 s, is better for the world and worse to watch.
+SOON = Backoff(base_seconds=0.3)
+
+
 @cache
-def database() -> ConnectionPool:
+def database() -> ConnectionPool[Connection]:
     """Open this process's connections for the tasks' own tables."""
-    return ConnectionPool(os.environ["TASKLIB_DATABASE_URL"], min_size=1, max_size=4, open=True)
+    pool = ConnectionPool[Connection](os.environ["TASKLIB_DATABASE_URL"], min_size=1, max_size=4)
+    atexit.register(pool.close)
+    return pool
 
 
-@task(name="demo.index_document", queue=QUEUE, max_retries=2, backoff={"base_seconds": 0.3})
+@task(name="demo.index_document", queue=QUEUE, max_retries=2, backoff=SOON)
 def index_document(document_id: int, path: str) -> int:
     """Hash a file and count its words. A task may run twice, so it writes what it found, not +1."""
     content = read_content(path)
@@ -45,25 +52,26 @@ def index_document(document_id: int, path: str) -> int:
     return content.words
 
 
-@task(name="demo.count_kinds", queue=QUEUE, priority=100)
+@task(name="demo.count_kinds", queue=QUEUE, priority=100, backoff=SOON)
 def count_kinds() -> dict[str, int]:
     """Count the documents by the endings of their names. Its priority puts it before all others."""
-    paths = [path for (path,) in _query("select path from tasklib_demo.document")]
-    kinds = Counter(PurePath(str(path)).suffix or "(none)" for path in paths)
+    with database().connection() as connection:
+        paths = connection.execute("select path from tasklib_demo.document").fetchall()
+    kinds = Counter(PurePath(path).suffix or "(none)" for (path,) in paths)
     return dict(kinds.most_common(5))
 
 
-@task(name="demo.summarize", queue=QUEUE)
+@task(name="demo.summarize", queue=QUEUE, backoff=SOON)
 async def summarize(documents: int) -> dict[str, int]:
     """Add up what was found; as long as documents are missing, come back a little later."""
-    ((found, total_bytes, total_words),) = _query(
-        "select count(*), sum(bytes)::bigint, sum(words)::bigint from tasklib_demo.document_index"
-    )
+    async with await AsyncConnection.connect(os.environ["TASKLIB_DATABASE_URL"]) as connection:
+        rows = await connection.execute(
+            """
+            select count(*), sum(bytes)::bigint, sum(words)::bigint
+            from tasklib_demo.document_index
+            """
+        )
+        ((found, total_bytes, total_words),) = await rows.fetchall()
     if found < documents:
         raise Snooze(0.3)
     return {"documents": found, "bytes": total_bytes, "words": total_words}
-
-
-def _query(sql: str) -> list[TupleRow]:
-    with database().connection() as connection:
-        return connection.execute(sql).fetchall()  # pyright: ignore

@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import os
-import signal
 import subprocess
 import sys
+import time
 from collections.abc import Callable
 from itertools import count
 from pathlib import Path
 from types import TracebackType
-from typing import IO, Self
+from typing import Self
 from uuid import UUID
 
+from .._app import Refusal
 from .tasks import QUEUE
 
 CONCURRENCY = 4
@@ -52,7 +53,7 @@ class Fleet:
         """Start one more worker, and return its name."""
         name = f"demo-{os.getpid()}-{next(self._numbers)}"
         words = f"worker tasklib.cli.demo.tasks --queues {QUEUE} --concurrency {CONCURRENCY}"
-        with self._log(name) as log:
+        with self._log_of(name).open("wb") as log:
             self._running[name] = subprocess.Popen(
                 [sys.executable, "-m", "tasklib.cli", *words.split(), "--name", name],
                 env={
@@ -66,37 +67,34 @@ class Fleet:
             )
         return name
 
-    def kill_one_at_work(self, held_by: Callable[[str], set[UUID]]) -> set[UUID]:
-        """Kill the first worker with -9 while it holds tasks, and start another in its place.
-
-        It is stopped first: what it holds then, it holds when it dies.
+    def kill_one(self, held_by: Callable[[str], set[UUID]]) -> set[UUID]:
+        """Kill the worker that has most tasks in its hands with -9, and start another.
 
         Args:
             held_by: Tells which tasks the worker of a name has in its hands.
 
         Returns:
-            The tasks that died with it; none when it had nothing to do, and then it lives on.
+            The tasks that it left behind.
         """
-        name, process = next(iter(self._running.items()))
-        process.send_signal(signal.SIGSTOP)
-        held = held_by(name)
-        if not held:
-            process.send_signal(signal.SIGCONT)
-            return held
+        while True:
+            time.sleep(0.2)  # all of them shall have taken what they want
+            self.check()
+            name = max(self._running, key=lambda name: len(held_by(name)))
+            if held_by(name):
+                break
+        process = self._running.pop(name)
         process.kill()
         process.wait()
-        del self._running[name]
         self.killed = (name, process.pid)
         self.start()
-        return held
+        return held_by(name)
 
-    def dead(self) -> list[str]:
-        """Return the names of workers that ended without being told to."""
-        return [name for name, process in self._running.items() if process.poll() is not None]
+    def check(self) -> None:
+        """Raise when a worker ended without being told to."""
+        for name, process in self._running.items():
+            if process.poll() is not None:
+                log = self._log_of(name).read_text(errors="replace")
+                raise Refusal(f"{name} ended by itself:\n{log[-2000:]}")
 
-    def tail(self, name: str) -> str:
-        """Return the end of a worker's log."""
-        return (self.logs / f"{name}.log").read_text(errors="replace")[-2000:]
-
-    def _log(self, name: str) -> IO[bytes]:
-        return (self.logs / f"{name}.log").open("wb")
+    def _log_of(self, name: str) -> Path:
+        return self.logs / f"{name}.log"
