@@ -64,7 +64,7 @@ def test_a_name_belongs_to_one_function() -> None:
     registry = Registry()
     registry.task(name="app.work")(generator_free)
 
-    with pytest.raises(ConfigurationError, match="two functions want to be task 'app.work'"):
+    with pytest.raises(ConfigurationError, match=r"two functions want to be task 'app\.work'"):
         registry.task(name="app.work")(named_otherwise)
 
 

@@ -58,7 +58,7 @@ def test_arguments_that_do_not_fit_are_refused(
         {"delay_seconds": -1},
         {"delay_seconds": math.nan},
         {"delay_seconds": 1e12},
-        {"scheduled_at": datetime(2030, 1, 1)},  # noqa: DTZ001
+        {"scheduled_at": datetime(2030, 1, 1)},
         {"delay_seconds": 1, "scheduled_at": datetime(2030, 1, 1, tzinfo=UTC)},
         {"timeout_seconds": 0},
         {"max_retries": -1},
