@@ -1,6 +1,6 @@
 -- Everything that enqueue refuses, in the order of its arguments.
 create or replace function tasklib._check_spec(spec tasklib.task_spec, index int)
-  returns void
+  returns boolean
   language plpgsql
   stable
   set search_path = pg_catalog, pg_temp
@@ -33,10 +33,11 @@ begin
     perform tasklib._reject('TL001', 'unknown unique_until ' || tasklib._shown(spec.unique_until),
       v_where, 'Pass ''finished'' (the default) or ''started''.');
   end if;
+  return spec.unique_key is not null;
 end;
 $$;
 comment on function tasklib._check_spec(tasklib.task_spec, int) is
-  'Internal. Raises TL001 or TL002 for what enqueue does not take; index names the element of a batch.';
+  'Internal. Raises TL001 or TL002 for what enqueue does not take; index names the element of a batch. True when the spec has a unique key.';
 
 create or replace function tasklib._check_label(
   argument text,

@@ -131,13 +131,15 @@ comment on function tasklib._move_marks(bigint) is
 
 create or replace function tasklib._low_time(kind text)
   returns timestamptz
-  language sql
+  language plpgsql
   stable
   set search_path = pg_catalog, pg_temp
 as $$
-  select coalesce((
+begin
+  return coalesce((
     select time_mark.low from tasklib.time_mark where time_mark.kind = _low_time.kind
-    order by time_mark.kind desc, time_mark.low desc limit 1), '-infinity')
+    order by time_mark.kind desc, time_mark.low desc limit 1), '-infinity');
+end;
 $$;
 comment on function tasklib._low_time(text) is
   'Internal. The low-water mark of delayed (kind delayed) or of running deadlines (kind deadline).';
@@ -151,9 +153,8 @@ as $$
 declare
   v_low timestamptz := case when safe_at is not null then least(first, safe_at) end;
 begin
-  if v_low > tasklib._low_time(_move_time_mark.kind) + interval '5 seconds'
-    or tasklib._low_time(_move_time_mark.kind) = '-infinity' and v_low is not null
-  then
+  -- -infinity plus 5 seconds is -infinity
+  if v_low > tasklib._low_time(_move_time_mark.kind) + interval '5 seconds' then
     insert into tasklib.time_mark (kind, low) values (_move_time_mark.kind, v_low);
     delete from tasklib.time_mark
     where time_mark.kind = _move_time_mark.kind and time_mark.low < v_low;

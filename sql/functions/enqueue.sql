@@ -61,17 +61,20 @@ declare
   v_twins uuid[];
   v_any_name boolean := exists (select from tasklib.task_type where task_type.type = 0);
   v_default_lane bigint := tasklib._lane('default', 0);
+  v_has_unique_key boolean;
+  v_not_ready boolean;
 begin
   perform pg_current_xact_id();
   lock table tasklib.ready, tasklib.delayed in row exclusive mode;
   v_now := clock_timestamp();
 
   -- most tasks are a name and a few arguments: those need no further look
-  perform tasklib._check_spec(
+  select bool_or(tasklib._check_spec(
       (spec.name, spec.kwargs, spec.queue, spec.priority, spec.delay, spec.scheduled_at,
         spec.max_retries, spec.timeout_seconds, spec.tags, spec.unique_key, spec.concurrency_key,
         spec.headers, spec.unique_until, spec.backoff)::tasklib.task_spec,
-      case when batch then spec.n - 1 end::int)
+      case when batch then spec.n - 1 end::int))
+    into v_has_unique_key
   from unnest(specs) with ordinality as spec (name, kwargs, queue, priority, delay, scheduled_at,
     max_retries, timeout_seconds, tags, unique_key, concurrency_key, headers, unique_until, backoff, n)
   where (
@@ -88,7 +91,7 @@ begin
       and spec.scheduled_at is null
     ) is not true;
 
-  if exists (select from unnest(specs) as spec where spec.unique_key is not null) then
+  if v_has_unique_key then
     v_twins := tasklib._take_unique_keys(specs, v_ids);
   end if;
 
@@ -103,8 +106,6 @@ begin
       given.priority is not null as priority_given,
       type.type is not null or v_any_name as known,
       case when given.unique_key is not null then left(given.unique_until, 1)::"char" end as until,
-      case when given.concurrency_key is not null then
-        tasklib._key(coalesce(given.queue, type.queue, 'default'), given.concurrency_key) end as key,
       given.name, given.kwargs, given.timeout_seconds, given.max_retries, given.tags, given.headers,
       given.backoff, given.unique_key, given.concurrency_key
     from unnest(specs) with ordinality as given (name, kwargs, queue, priority, delay, scheduled_at,
@@ -124,40 +125,27 @@ begin
       spec.until
     from spec
   ),
-  later as (
-    insert into tasklib.delayed (run_at, task_id, lane, type, attempt, reason, unique_until, key)
-    select spec.run_at, spec.id,
-      case when spec.known then tasklib._lane(spec.queue, spec.priority) end,
-      spec.type, 0, 'd', spec.until, spec.key
+  ready as (
+    insert into tasklib.ready (task_id, lane, type, attempt, unique_until, key)
+    select spec.id,
+      case when spec.queue = 'default' and spec.priority = 0 then v_default_lane
+        else tasklib._lane(spec.queue, spec.priority) end,
+      spec.type, 0, spec.until,
+      case when spec.concurrency_key is not null
+        then tasklib._key(spec.queue, spec.concurrency_key) end
     from spec
-    where spec.run_at > v_now
-  ),
-  unknown as (
-    insert into tasklib.parked (type, task_id, attempt, unique_until, key)
-    select spec.type, spec.id, 0, spec.until, spec.key
-    from spec
-    where not spec.known and (spec.run_at > v_now) is not true
-  ),
-  tagged as (
-    insert into tasklib.tag (pair, task_id)
-    select tasklib._tag_pair(entry.key, entry.value), spec.id
-    from spec, jsonb_each(spec.tags) as entry
-    where spec.tags is not null
-    on conflict do nothing
+    where spec.known and (spec.run_at > v_now) is not true
+    order by spec.n
   )
-  insert into tasklib.ready (task_id, lane, type, attempt, unique_until, key)
-  select spec.id,
-    case when spec.queue = 'default' and spec.priority = 0 then v_default_lane
-      else tasklib._lane(spec.queue, spec.priority) end,
-    spec.type, 0, spec.until, spec.key
-  from spec
-  where spec.known and (spec.run_at > v_now) is not true
-  order by spec.n;
+  select bool_or(not spec.known or spec.run_at > v_now or spec.tags is not null) into v_not_ready
+  from spec;
 
+  if v_not_ready then
+    perform tasklib._insert_rest(v_ids, v_now, v_any_name);
+  end if;
   if (select last_value from tasklib.parked_until) > extract(epoch from v_now)::float8 * 1000 then
     perform tasklib._wake(specs, v_now);
   end if;
-
   return query
     select coalesce(v_twins[n], v_ids[n]), v_twins is null or v_twins[n] is null
     from generate_series(1, cardinality(specs)) as n;
@@ -165,6 +153,48 @@ end;
 $$;
 comment on function tasklib._insert_tasks(tasklib.task_spec[], boolean) is
   'Internal. Checks and inserts tasks, in order; one row each. batch: errors name the index.';
+
+-- What _insert_tasks leaves for a second look, as most batches have none of it: tasks for later, names
+-- that nobody registered, tags.
+create or replace function tasklib._insert_rest(ids uuid[], now timestamptz, any_name boolean)
+  returns void
+  language plpgsql
+  volatile
+  set search_path = pg_catalog, pg_temp
+as $$
+begin
+  with body as materialized (
+    select task.id, task.type, task.scheduled_at, task.queue, task.priority, task.unique_until,
+      task.tags, tasklib._key(task.queue, task.concurrency_key) as key,
+      any_name or exists (select from tasklib.task_type where task_type.type = task.type) as known,
+      exists (select from tasklib.ready where ready.task_id = task.id) as ready
+    from unnest(ids) with ordinality as given (id, n)
+      cross join lateral (select made.* from tasklib.task as made where made.id = given.id offset 0) as task
+    order by given.n
+  ),
+  later as (
+    insert into tasklib.delayed (run_at, task_id, lane, type, attempt, reason, unique_until, key)
+    select body.scheduled_at, body.id,
+      case when body.known then tasklib._lane(body.queue, body.priority) end,
+      body.type, 0, 'd', body.unique_until, body.key
+    from body
+    where body.scheduled_at > _insert_rest.now
+  ),
+  unknown as (
+    insert into tasklib.parked (type, task_id, attempt, unique_until, key)
+    select body.type, body.id, 0, body.unique_until, body.key
+    from body
+    where not body.ready and (body.scheduled_at > _insert_rest.now) is not true
+  )
+  insert into tasklib.tag (pair, task_id)
+  select tasklib._tag_pair(entry.key, entry.value), body.id
+  from body, jsonb_each(body.tags) as entry
+  where body.tags is not null
+  on conflict do nothing;
+end;
+$$;
+comment on function tasklib._insert_rest(uuid[], timestamptz, boolean) is
+  'Internal. Rows in delayed, parked and tag for tasks whose bodies were inserted just now.';
 
 -- Keys are taken in sorted order, so that two batches with the same keys wait for each other instead
 -- of deadlocking. A key whose holder finished between the two statements is tried again.
