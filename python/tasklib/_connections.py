@@ -88,6 +88,17 @@ async def arun(connection: psycopg.AsyncConnection[Any], call: Call[T]) -> T:
             return call.read(await cursor.fetchall())
 
 
+def is_alive(connection: Connection | AsyncConnection) -> bool:
+    """Tell, without asking the server, whether it has closed an idle connection."""
+    try:
+        # The first may read the server's last words, the second finds that nothing follows.
+        connection.pgconn.consume_input()
+        connection.pgconn.consume_input()
+    except psycopg.OperationalError:
+        return False
+    return True
+
+
 @contextmanager
 def translated() -> Generator[None]:
     """Raise TaskLib's errors for those of the driver, by SQLSTATE."""
@@ -224,12 +235,9 @@ def _take(pool: Any) -> Any:
             connection = pool._idle.pop()
         except IndexError:
             return None
-        try:
-            connection.pgconn.consume_input()
-        except psycopg.OperationalError:
-            connection.pgconn.finish()
-        else:
+        if is_alive(connection):
             return connection
+        connection.pgconn.finish()
 
 
 _inherited: list[list[Any]] = []

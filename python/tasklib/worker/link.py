@@ -113,12 +113,9 @@ class Link:
             self._connection = None
 
     async def _open(self) -> AsyncConnection:
-        if self._connection is not None:
-            try:
-                # What the server closed meanwhile is known dead before anything is sent.
-                self._connection.pgconn.consume_input()
-            except psycopg.OperationalError:
-                self.drop()
+        # What the server closed meanwhile is known dead before anything is sent.
+        if self._connection is not None and not _connections.is_alive(self._connection):
+            self.drop()
         if self._connection is None:
             try:
                 async with asyncio.timeout(CALL_SECONDS):

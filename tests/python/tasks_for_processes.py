@@ -1,0 +1,41 @@
+"""Tasks of the workers that the tests start as processes; run as ``python FILE URL [LEASE]``."""
+
+import asyncio
+import logging
+import sys
+import time
+
+import tasklib
+
+
+@tasklib.task(name="app.sleep")
+def sleep(seconds: float) -> int:
+    """Block a thread."""
+    time.sleep(seconds)
+    return tasklib.current_task().attempt
+
+
+@tasklib.task(name="app.asleep")
+async def asleep(seconds: float) -> int:
+    """Wait on the loop."""
+    await asyncio.sleep(seconds)
+    return tasklib.current_task().attempt
+
+
+@tasklib.task(name="app.block")
+async def block(seconds: float) -> int:
+    """Block the loop, as careless code does."""
+    time.sleep(seconds)
+    return tasklib.current_task().attempt
+
+
+if __name__ == "__main__":
+    logging.basicConfig(level=logging.INFO, stream=sys.stdout, format="%(message)s")
+    lease = float(sys.argv[2]) if len(sys.argv) > 2 else 60.0
+    config = tasklib.Config(
+        database_url=sys.argv[1],
+        lock_timeout_seconds=lease,
+        base_retry_delay_seconds=0.1,
+        shutdown_timeout_seconds=float(sys.argv[3]) if len(sys.argv) > 3 else 30.0,
+    )
+    asyncio.run(tasklib.TaskWorker(config, concurrency=4).run())

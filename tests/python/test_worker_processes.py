@@ -1,0 +1,149 @@
+"""Workers as processes of their own: killed, told to stop, blocked, cut off from the database."""
+
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Generator
+from pathlib import Path
+from uuid import UUID
+
+import pytest
+
+from tasklib import Config, SyncTaskQueue, embedded
+from tasklib._migrate import migrate
+from tasklib.models import Task
+
+PROGRAM = Path(__file__).with_name("tasks_for_processes.py")
+Start = Callable[..., subprocess.Popen[str]]
+
+
+@pytest.fixture
+def start(database: str) -> Generator[Start]:
+    """Start worker processes; those left at the end of the test are killed."""
+    started: list[subprocess.Popen[str]] = []
+
+    def run(url: str = database, lease: float = 60, shutdown: float = 30) -> subprocess.Popen[str]:
+        command = [sys.executable, str(PROGRAM), url, str(lease), str(shutdown)]
+        process = subprocess.Popen(
+            command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+        )
+        started.append(process)
+        return process
+
+    yield run
+    for process in started:
+        process.kill()
+        process.communicate()
+
+
+def wait_for(queue: SyncTaskQueue, task_id: UUID, condition: Callable[[Task], bool]) -> Task:
+    """Read a task until it is as wanted."""
+    deadline = time.monotonic() + 30
+    while time.monotonic() < deadline:
+        task = queue.get_task(task_id)
+        assert task is not None
+        if condition(task):
+            return task
+        time.sleep(0.05)
+    raise AssertionError(f"still not so: {task!r}")
+
+
+def test_a_task_of_a_killed_worker_is_run_by_another(queue: SyncTaskQueue, start: Start) -> None:
+    first = start(lease=1)
+    task_id = queue.enqueue("app.sleep", seconds=1.5)
+    held = wait_for(queue, task_id, lambda task: task.is_running)
+    first.send_signal(signal.SIGKILL)
+    first.wait()
+    start(lease=1)
+
+    task = wait_for(queue, task_id, lambda task: task.is_terminal)
+    assert (task.state, task.result, task.retry_count) == ("completed", {"value": 2}, 1)
+    assert task.worker_id != held.worker_id
+
+
+def test_a_worker_that_is_told_to_stop_lets_its_tasks_end(
+    queue: SyncTaskQueue, start: Start
+) -> None:
+    worker = start()
+    running = queue.enqueue("app.sleep", seconds=1)
+    wait_for(queue, running, lambda task: task.is_running)
+    worker.send_signal(signal.SIGTERM)
+    time.sleep(0.3)
+    late = queue.enqueue("app.sleep", seconds=0)
+
+    assert worker.wait(10) == 0
+    finished = queue.get_task(running)
+    assert finished is not None
+    assert (finished.state, finished.attempt) == ("completed", 1)
+    untouched = queue.get_task(late)
+    assert untouched is not None
+    assert (untouched.state, untouched.attempt) == ("pending", 0)
+
+
+def test_a_task_that_outlives_the_shutdown_goes_back_uncharged(
+    queue: SyncTaskQueue, start: Start
+) -> None:
+    worker = start(shutdown=0.2)
+    ids = [queue.enqueue(name, seconds=60) for name in ("app.sleep", "app.asleep")]
+    for task_id in ids:
+        wait_for(queue, task_id, lambda task: task.is_running)
+    worker.send_signal(signal.SIGTERM)
+
+    assert worker.wait(10) == 0
+    for task_id in ids:
+        task = queue.get_task(task_id)
+        assert task is not None
+        assert (task.state, task.retry_count, task.error) == ("pending", 0, None)
+
+
+def test_a_second_signal_makes_the_worker_leave_at_once(queue: SyncTaskQueue, start: Start) -> None:
+    worker = start()
+    task_id = queue.enqueue("app.sleep", seconds=60)
+    wait_for(queue, task_id, lambda task: task.is_running)
+    worker.send_signal(signal.SIGINT)
+    time.sleep(0.3)
+    worker.send_signal(signal.SIGINT)
+
+    assert worker.wait(10) == 128 + signal.SIGINT
+    task = queue.get_task(task_id)
+    assert task is not None
+    assert not task.is_running
+
+
+def test_a_worker_whose_loop_is_blocked_keeps_its_task(queue: SyncTaskQueue, start: Start) -> None:
+    start(lease=1)
+    task_id = queue.enqueue("app.block", seconds=4)
+    wait_for(queue, task_id, lambda task: task.is_running)
+    start(lease=1)
+
+    task = wait_for(queue, task_id, lambda task: task.is_terminal)
+    assert (task.state, task.result, task.attempt) == ("completed", {"value": 1}, 1)
+
+
+def test_a_worker_survives_a_restart_of_its_database(start: Start) -> None:
+    server = embedded.temporary()
+    with server as url:
+        migrate(url)
+        with SyncTaskQueue(Config(database_url=url)) as queue:
+            start(url)
+            across = queue.enqueue("app.sleep", seconds=3)
+            wait_for(queue, across, lambda task: task.is_running)
+            server.shutdown()
+            time.sleep(0.5)
+            server.start()
+            after = queue.enqueue("app.sleep", seconds=0)
+
+            for task_id in (across, after):
+                task = wait_for(queue, task_id, lambda task: task.is_terminal)
+                assert (task.state, task.attempt) == ("completed", 1)
+
+
+def test_a_stopped_worker_leaves_no_registration(queue: SyncTaskQueue, start: Start, conn) -> None:
+    worker = start()
+    wait_for(queue, queue.enqueue("app.sleep", seconds=0), lambda task: task.is_terminal)
+    worker.send_signal(signal.SIGTERM)
+    assert worker.wait(10) == 0
+
+    alive = conn.execute("select count(*) from tasklib.worker_health where alive").fetchone()
+    assert alive == (0,)
