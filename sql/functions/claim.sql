@@ -161,24 +161,23 @@ begin
 
     -- again while some of what was picked had to wait for its concurrency key
     while v_lane <= v_stop and cardinality(v_all) < max_tasks and v_budget > 0 loop
-      with taken as (
-        delete from tasklib.ready
-        where ready.ctid = any (array(
-          select candidate.ctid
-          from tasklib.ready as candidate
-          where (candidate.lane, candidate.pos) >= (v_lane, v_pos)
-            and candidate.lane <= v_stop
-            and (types is null or candidate.type = any (types))
-          order by candidate.lane, candidate.pos
-          limit max_tasks - cardinality(v_all)
-          for update skip locked
-        ))
-        returning ready as task
+      with picked as materialized (
+        select candidate.ctid as place, candidate as task
+        from tasklib.ready as candidate
+        where (candidate.lane, candidate.pos) >= (v_lane, v_pos)
+          and candidate.lane <= v_stop
+          and (types is null or candidate.type = any (types))
+        order by candidate.lane, candidate.pos
+        limit max_tasks - cardinality(v_all)
+        for update skip locked
+      ),
+      gone as (
+        delete from tasklib.ready where ready.ctid = any (array(select picked.place from picked))
       )
-      select array_agg(taken.task order by (taken.task).lane, (taken.task).pos),
-          bool_or((taken.task).pos % 127 = 0), bool_or((taken.task).key is not null)
+      select array_agg(picked.task), bool_or((picked.task).pos % 127 = 0),
+          bool_or((picked.task).key is not null)
         into v_picked, v_noted, v_keyed
-      from taken;
+      from picked;
       exit when v_picked is null;
       v_budget := v_budget - cardinality(v_picked);
       if v_noted then
