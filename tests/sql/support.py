@@ -220,3 +220,10 @@ def fingerprint(conn: Connection[Any], tables: Sequence[str] = TABLES) -> dict[s
         )
         for table in tables
     }
+
+
+def buffers(conn: Connection[Any], text: str, *arguments: object) -> int:
+    """Run a statement and return how many pages it touched, with all that its functions did."""
+    plan = one(conn, f"explain (analyze, buffers, format json, costs off) {text}", *arguments)[0]
+    top = plan["Plan"]
+    return top["Shared Hit Blocks"] + top["Shared Read Blocks"]

@@ -77,6 +77,16 @@ def test_keys_and_queues_do_not_share_gates(conn, worker):
     assert len(claim(conn, worker, 10, ["default", "mail"])) == 3
 
 
+ENDINGS = {
+    "completed": {"state": "completed"},
+    "failed": {"state": "failed", "retry_in": 0},
+    "failed for good": {"state": "failed", "retry": False},
+    "released": {"state": "released"},
+    "snoozed": {"state": "snoozed", "seconds": 0},
+    "cancelled": {"state": "cancelled"},
+}
+
+
 @pytest.mark.parametrize(
     "ending", ["completed", "failed", "failed for good", "released", "snoozed", "cancelled"]
 )

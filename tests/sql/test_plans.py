@@ -1,0 +1,311 @@
+"""What a claim and a list cost does not depend on how much else there is.
+
+Counted in pages touched, not in time. `TASKLIB_TEST_SCALE=0.1` makes the tables a tenth as large.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+
+import pytest
+
+from sql.support import (
+    buffers,
+    call,
+    claim,
+    enqueue,
+    enqueue_many,
+    finish,
+    one,
+    register,
+    run,
+    tick,
+)
+
+pytestmark = pytest.mark.plan
+
+SCALE = float(os.environ.get("TASKLIB_TEST_SCALE", "1"))
+MILLION = int(1_000_000 * SCALE)
+
+PICK = 40
+
+BODIES = """
+insert into tasklib.task (id, type, created_at, scheduled_at, priority, queue_given, priority_given,
+  name, queue, enqueued_by, kwargs)
+select (lpad(to_hex(1500000000000 + n), 12, '0') || '70008000' || lpad(to_hex(n), 12, '0'))::uuid,
+  tasklib._type_of(%(name)s), clock_timestamp(), %(at)s, %(priority)s, true, true, %(name)s,
+  'default', current_user, '{}'
+from generate_series(1, %(count)s) as n
+"""
+# Half of the bodies of a million rows would do, but a claim reads only those that it takes.
+IDS = """
+with id as (
+  select (lpad(to_hex(1500000000000 + n), 12, '0') || '70008000' || lpad(to_hex(n), 12, '0'))::uuid
+    as id, n
+  from generate_series(1, %(count)s) as n
+)
+"""
+
+
+def fill_ready(conn, name, count, priority=0):
+    """Make tasks ready faster than enqueue would; only the first thousand get a body."""
+    run(conn, BODIES, name=name, count=min(count, 1000), priority=priority, at=None)
+    run(
+        conn,
+        IDS + "insert into tasklib.ready (task_id, lane, type, attempt)"
+        " select id, tasklib._lane('default', %(priority)s), tasklib._type_of(%(name)s), 0"
+        " from id order by n",
+        name=name,
+        count=count,
+        priority=priority,
+    )
+
+
+def fill_delayed(conn, count, priority):
+    run(
+        conn,
+        IDS + "insert into tasklib.delayed (run_at, task_id, lane, type, attempt, reason)"
+        " select clock_timestamp() + interval '1 hour', id, tasklib._lane('default', %(priority)s),"
+        " tasklib._type_of('t'), 0, 'd' from id",
+        count=count,
+        priority=priority,
+    )
+
+
+def claim_cost(conn, worker):
+    """Return the pages that a claim of ten touches; the claim is undone."""
+    run(conn, "begin")
+    try:
+        # the first call reads catalogs and plans
+        claim(conn, worker, 10)
+        claim(conn, worker, 10)
+        cost = buffers(conn, "select from tasklib.claim(%s, '{default}', 10)", worker)
+        assert one(conn, "select count(*) from tasklib.running") == 30
+        return cost
+    finally:
+        run(conn, "rollback")
+
+
+def pick_cost(make_conn, worker):
+    """Return the pages of the one statement that takes ten rows out of ready.
+
+    auto_explain says what statements inside of functions did; it comes with the server.
+    """
+    conn = make_conn()
+    run(conn, "load 'auto_explain'")
+    for name, value in {
+        "log_min_duration": "0",
+        "log_nested_statements": "on",
+        "log_analyze": "on",
+        "log_buffers": "on",
+        "log_timing": "off",
+        "log_format": "json",
+        "log_level": "notice",
+    }.items():
+        run(conn, f"set auto_explain.{name} = '{value}'")
+    seen = []
+    run(conn, "begin")
+    claim(conn, worker, 10)
+    conn.add_notice_handler(lambda notice: seen.append(notice.message_primary))
+    claim(conn, worker, 10)
+    run(conn, "rollback")
+    picks = [text for text in seen if "delete from tasklib.ready" in text]
+    assert picks
+    return sum(touched(json.loads(text.partition("plan:")[2])["Plan"]) for text in picks)
+
+
+def touched(top):
+    """Return the pages of a plan, with a DELETE that runs at its end and that nobody reads from."""
+    nodes = [top]
+    for node in nodes:
+        nodes += node.get("Plans", [])
+    read = {f"CTE {node['CTE Name']}" for node in nodes if "CTE Name" in node}
+    last = [
+        n for n in nodes if n["Node Type"] == "ModifyTable" and n.get("Subplan Name") not in read
+    ]
+    return sum(n["Shared Hit Blocks"] + n["Shared Read Blocks"] for n in [top, *last])
+
+
+@pytest.fixture
+def worker(conn):
+    return register(conn, "t", lease="24 hours")
+
+
+@pytest.fixture(params=["fresh", "stale"])
+def statistics(request, conn):
+    """Analyze before the tables are filled, or after, or both."""
+    if request.param == "stale":
+        run(conn, "analyze")
+    return request.param
+
+
+def settle(conn, statistics):
+    if statistics == "fresh":
+        run(conn, "analyze tasklib.ready, tasklib.delayed, tasklib.running, tasklib.task")
+
+
+@pytest.fixture
+def usual(conn, make_conn, worker):
+    """What a claim of ten costs with 200 ready tasks."""
+    fill_ready(conn, "t", 200)
+    cost = claim_cost(conn, worker)
+    assert pick_cost(make_conn, worker) <= PICK
+    run(conn, "truncate tasklib.ready, tasklib.task")
+    return cost
+
+
+def check(conn, make_conn, worker, usual, factor=1.25):
+    cost = claim_cost(conn, worker)
+    assert cost <= usual * factor, f"a claim of ten touches {cost} pages, usually {usual}"
+    assert pick_cost(make_conn, worker) <= PICK
+
+
+def test_a_claim_costs_the_same_before_a_million_ready_tasks(
+    conn, make_conn, worker, usual, statistics
+):
+    fill_ready(conn, "t", MILLION)
+    settle(conn, statistics)
+
+    check(conn, make_conn, worker, usual)
+
+
+def test_a_claim_costs_the_same_beside_a_million_delayed_tasks(
+    conn, make_conn, worker, usual, statistics
+):
+    fill_delayed(conn, MILLION, priority=1000)
+    fill_ready(conn, "t", 200)
+    settle(conn, statistics)
+
+    check(conn, make_conn, worker, usual)
+
+
+def test_a_claim_costs_the_same_behind_a_million_unknown_tasks(
+    conn, make_conn, worker, usual, statistics
+):
+    fill_ready(conn, "unknown", MILLION, priority=1000)
+    enqueue_many(conn, *[{"name": "t"}] * 200)
+    settle(conn, statistics)
+    while tick(conn, 100_000).more:
+        pass
+
+    assert one(conn, "select count(*) from tasklib.parked") == MILLION
+    check(conn, make_conn, worker, usual)
+
+
+def test_a_claim_costs_the_same_behind_dead_rows_that_a_snapshot_holds(
+    conn, make_conn, worker, usual, statistics
+):
+    reader = make_conn()
+    fill_ready(conn, "t", MILLION // 2)
+    settle(conn, statistics)
+    run(reader, "begin isolation level repeatable read")
+    run(reader, "select from tasklib.tasks limit 1")
+    # the first claim of a lane leaves a note that makes tick follow it
+    finish(conn, worker, claim(conn, worker, 500))
+    tick(conn)
+    run(conn, "delete from tasklib.ready")
+    for _ in range(3):
+        tick(conn)
+    run(conn, "delete from tasklib.task")
+    enqueue_many(conn, *[{"name": "t"}] * 200)
+
+    check(conn, make_conn, worker, usual)
+
+
+def test_a_claim_costs_little_more_behind_200_empty_lanes(
+    conn, make_conn, worker, usual, statistics
+):
+    reader = make_conn()
+    for priority in range(1, 201):
+        enqueue_many(conn, *[{"name": "t", "priority": priority}] * 130)
+    settle(conn, statistics)
+    run(reader, "begin isolation level repeatable read")
+    run(reader, "select from tasklib.tasks limit 1")
+    while held := claim(conn, worker, 1000):
+        finish(conn, worker, held)
+    for _ in range(3):
+        tick(conn)
+    assert one(conn, "select count(distinct lane) from tasklib.mark") >= 200
+    enqueue_many(conn, *[{"name": "t", "priority": -1}] * 200)
+
+    check(conn, make_conn, worker, usual, 1.5)
+
+
+@pytest.fixture
+def history(conn):
+    """A million finished tasks: one of a thousand failed, one of ten thousand tagged as rare."""
+    run(conn, BODIES, name="t", count=MILLION, priority=0, at=None)
+    run(
+        conn,
+        "update tasklib.task set name = 'rare', type = tasklib._type_of('rare')"
+        " where right(id::text, 4) = '0007'",
+    )
+    run(
+        conn,
+        "insert into tasklib.done (task_id, started_at, finished_at, attempt, state)"
+        " select id, clock_timestamp(), clock_timestamp(), 1,"
+        " case right(id::text, 3) when '00a' then 2 when '00b' then 3 else 1 end from tasklib.task",
+    )
+    run(
+        conn,
+        "update tasklib.task set tags = '{\"batch\": \"w1\"}' where right(id::text, 4) = '0009'",
+    )
+    run(
+        conn,
+        "insert into tasklib.tag select tasklib._tag_pair('batch', '\"w1\"'), id"
+        " from tasklib.task where tags is not null",
+    )
+
+
+@pytest.mark.slow
+def test_lists_read_what_they_show_from_a_million_finished_tasks(conn, history):
+    for analyzed in (False, True):
+        if analyzed:
+            run(conn, "analyze tasklib.task, tasklib.done, tasklib.tag")
+        # thirteen look-ups a task, each of a few pages
+        for filters in (
+            "",
+            "state => 'completed'",
+            "state => 'failed'",
+            "state => 'cancelled'",
+            "state => 'running'",
+            "state => 'pending'",
+            "name => 't'",
+            "name => 'rare'",
+            "name => 'never'",
+            'tags => \'{"batch": "w1"}\'',
+            'tags => \'{"batch": "w2"}\'',
+            "name => 'rare', state => 'completed'",
+            "before => '015d3ef7-9c00-7000-8000-000000000000'",
+        ):
+            run(conn, f"select from tasklib.list({filters})")
+            cost = buffers(conn, f"select from tasklib.list({filters})")
+            assert cost <= 50 * 60 + 100, f"list({filters}) touches {cost} pages"
+
+
+def test_get_reads_one_task_from_a_million(conn, worker):
+    fill_ready(conn, "t", MILLION // 10)
+    task_id = enqueue(conn)
+    call(conn, "get", id=task_id)
+
+    assert buffers(conn, "select from tasklib.get(%s)", task_id) <= 60
+
+
+def test_finish_and_complete_cost_the_same_on_large_tables(conn, worker):
+    fill_ready(conn, "t", MILLION // 10)
+    finish(conn, worker, claim(conn, worker, 100))
+    held = claim(conn, worker, 10)
+
+    ids, attempts = [h.id for h in held], [1] * 10
+    assert buffers(conn, "select tasklib.finish(%s, %s, %s)", worker, ids, attempts) <= 150
+
+
+def test_an_idle_tick_touches_few_pages(conn, worker):
+    fill_delayed(conn, MILLION // 10, priority=0)
+    fill_ready(conn, "t", MILLION // 10)
+    run(conn, "analyze")
+    for _ in range(3):
+        tick(conn)
+
+    assert buffers(conn, "select from tasklib.tick()") <= 200
