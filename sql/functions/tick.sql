@@ -67,8 +67,8 @@ $$;
 comment on function tasklib._tick(int) is
   'Internal. One round of housekeeping; the caller has locked its row.';
 
--- For consumers without housekeeping of their own: claim calls it when it found too little. With
--- something found it waits until the last tick is a second old.
+-- For consumers without housekeeping of their own: claim calls it when it found too little. A full tick
+-- when the last one is a second old; in between only what lets a task that is due go at once.
 create or replace function tasklib._keep_house(found_nothing boolean)
   returns boolean
   language plpgsql
@@ -78,10 +78,11 @@ as $$
 declare
   v_did tasklib.ticked;
 begin
-  if current_setting('transaction_isolation') <> 'read committed' or not found_nothing
-    and (select max(note.at) from tasklib.horizon as note) > clock_timestamp() - interval '1 second'
-  then
+  if current_setting('transaction_isolation') <> 'read committed' then
     return false;
+  end if;
+  if (select max(note.at) from tasklib.horizon as note) > clock_timestamp() - interval '1 second' then
+    return found_nothing and tasklib._promote(100, null) + tasklib._check_gates(100) > 0;
   end if;
   perform from tasklib.housekeeping for update skip locked;
   if not found then
