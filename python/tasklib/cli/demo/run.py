@@ -52,7 +52,8 @@ def run(url: str, paths: Sequence[str], workers: int) -> Outcome:
         with progress(len(paths) + 3) as shown, Fleet(url, Path(scratch)) as fleet:
             for _ in range(workers):
                 fleet.start()
-            _watch(store, fleet, shown, enqueued=half + 3, until=half // 2)
+            # The summary waits for all documents, so one task is left in any case.
+            _watch(store, fleet, shown, enqueued=half + 3, until=max(1, half // 2))
             held = _kill_one_at_work(url, store, fleet, paths[half:])
             if fleet.killed:
                 shown.say(f"killed {fleet.killed[0]} with {len(held)} tasks in its hands")
