@@ -22,7 +22,13 @@ begin
   select case when is_called then last_value else last_value - 1 end into v_pos from tasklib.position;
   v_at := clock_timestamp();
   v_xid := pg_current_xact_id();
-  insert into tasklib.horizon (xid, pos, at) values (v_xid, v_pos, v_at) on conflict do nothing;
+  -- two notes a second are enough, however many tick: under a held snapshot they all stay
+  insert into tasklib.horizon (xid, pos, at)
+  select v_xid, v_pos, v_at
+  where not exists (
+    select from (select note.* from tasklib.horizon as note order by note.xid desc limit 1) as newest
+    where newest.at > v_at - interval '500 milliseconds' and newest.pos > v_pos - 1000)
+  on conflict do nothing;
 
   v_oldest := pg_snapshot_xmin(pg_current_snapshot());
   select note.pos, note.at into _safe.pos, _safe.at
@@ -43,6 +49,19 @@ end;
 $$;
 comment on function tasklib._safe() is
   'Internal. Notes where positions and time stand, and returns the newest note that every transaction which could still write below it has outlived: nothing new can appear at or below pos, or due before at. Nulls while there is none.';
+
+create or replace function tasklib._last_note()
+  returns timestamptz
+  language plpgsql
+  stable
+  set search_path = pg_catalog, pg_temp
+as $$
+begin
+  return (select note.at from tasklib.horizon as note order by note.xid desc limit 1);
+end;
+$$;
+comment on function tasklib._last_note() is
+  'Internal. When tick last noted where positions stand; null when it never did.';
 
 -- The lock on a table that a transaction has written to is held until it has ended, so that one which
 -- is not seen here has ended, and a later snapshot sees what it did. pg_locks shows 32 bits of an id.

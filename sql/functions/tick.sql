@@ -45,8 +45,8 @@ declare
   v_did tasklib.ticked;
   v_safe record;
 begin
-  perform tasklib._grant_grace();
   perform tasklib._reset_marks();
+  perform tasklib._grant_grace();
   select safe.pos, safe.at into v_safe from tasklib._safe() as safe;
 
   v_did.promoted := tasklib._promote(max_rows, v_safe.at);
@@ -81,7 +81,7 @@ begin
   if current_setting('transaction_isolation') <> 'read committed' then
     return false;
   end if;
-  if (select max(note.at) from tasklib.horizon as note) > clock_timestamp() - interval '1 second' then
+  if tasklib._last_note() > clock_timestamp() - interval '1 second' then
     return found_nothing and tasklib._promote(100, null) + tasklib._check_gates(100) > 0;
   end if;
   perform from tasklib.housekeeping for update skip locked;
@@ -104,7 +104,7 @@ create or replace function tasklib._grant_grace()
   set search_path = pg_catalog, pg_temp
 as $$
 declare
-  v_last timestamptz := (select max(note.at) from tasklib.horizon as note);
+  v_last timestamptz := tasklib._last_note();
 begin
   if v_last < pg_postmaster_start_time() or v_last < clock_timestamp() - interval '30 seconds' then
     update tasklib.worker
@@ -125,12 +125,11 @@ create or replace function tasklib._reset_marks()
   set search_path = pg_catalog, pg_temp
 as $$
 declare
-  v_last bigint := (select position.last_value from tasklib.position);
+  v_note tasklib.horizon;
 begin
-  if exists (select from tasklib.mark where mark.low_pos > v_last + 1)
-    or exists (select from tasklib.horizon as note where note.pos > v_last)
-    or exists (select from tasklib.horizon as note
-      where note.xid >= pg_snapshot_xmax(pg_current_snapshot()) and note.xid > pg_current_xact_id())
+  select note.* into v_note from tasklib.horizon as note order by note.xid desc limit 1;
+  if v_note.pos > (select position.last_value from tasklib.position)
+    or v_note.xid > pg_current_xact_id()
   then
     delete from tasklib.mark;
     delete from tasklib.time_mark;
