@@ -194,19 +194,22 @@ class Arguments:
         return dict(bound)
 
 
-def json_object(value: object, what: str) -> str:
+def json_object(value: Any, what: str) -> str:
     """Write an object of plain JSON values as text.
 
     Raises:
         InvalidArguments: Something in it would not come back as it is.
     """
     try:
-        plain = dict(cast("Mapping[str, Any]", value)) if isinstance(value, Mapping) else value
-        return _round_trip(_OBJECT, plain).decode()
+        return _round_trip(_OBJECT, _plain(value)).decode()
     except ValidationError as error:
         raise InvalidArguments(f"{what}: {_explained(error)}") from error
     except _Lost as error:
         raise InvalidArguments(f"{what}: JSON cannot hold {_shown(value)}: {error}") from error
+
+
+def _plain(value: Any) -> Any:
+    return dict(cast("Mapping[str, Any]", value)) if isinstance(value, Mapping) else value
 
 
 class _Lost(Exception):

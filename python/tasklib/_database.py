@@ -10,10 +10,11 @@ from uuid import UUID
 from tasklib import _callers, _calls
 from tasklib._calls import Call
 from tasklib._connections import AsyncConnections, Connections
+from tasklib._options import merged
 from tasklib.config import Config
 from tasklib.errors import EventLoopRunning
 from tasklib.models import Backoff, NewTask, Options
-from tasklib.registry import Registry, TaskFunction, merged
+from tasklib.registry import Registry, TaskFunction
 
 T = TypeVar("T")
 Submitted = TaskFunction[..., Any] | str

@@ -12,10 +12,11 @@ from uuid import UUID
 
 from tasklib import _calls, _migrate
 from tasklib._database import Database
+from tasklib._options import checked
 from tasklib._waiting import TaskId, as_id, ended, pauses
 from tasklib.config import Config, resolve
 from tasklib.models import NewTask, State, Task, TaskResult
-from tasklib.registry import TaskFunction, checked, default_registry
+from tasklib.registry import TaskFunction, default_registry
 
 _lock = threading.Lock()
 _database: Database | None = None

@@ -7,14 +7,13 @@ import inspect
 import os
 import sys
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, replace
 from typing import Any, Generic, Literal, ParamSpec, Protocol, TypedDict, TypeVar, overload
 from uuid import UUID
 
-from pydantic import TypeAdapter, ValidationError
 from typing_extensions import Unpack
 
 from tasklib._arguments import Arguments, json_object
+from tasklib._options import checked, merged
 from tasklib.errors import ConfigurationError, InvalidArguments, TaskNotRegistered
 from tasklib.models import Backoff, NewTask, Options
 
@@ -64,6 +63,8 @@ class TaskFunction(Generic[P, R]):
         retry_for: When given, the only exceptions that are retried.
         give_up_on: Exceptions that fail the task for good.
     """
+
+    __name__: str
 
     def __init__(
         self,
@@ -259,43 +260,6 @@ default_registry = Registry()
 """What ``@tasklib.task`` adds to."""
 
 
-def merged(below: Options, above: Options) -> Options:
-    """Lay options over others: what is None above shows what is below."""
-    given = {key: value for key in _NAMES if (value := getattr(above, key)) is not None}
-    if "delay_seconds" in given or "scheduled_at" in given:
-        below = replace(below, delay_seconds=None, scheduled_at=None)
-    return replace(below, **given)
-
-
-def checked(label: str, options: Mapping[str, Any]) -> Options:
-    """Check options by type and range.
-
-    Raises:
-        InvalidArguments: One is unknown or wrong.
-    """
-    unknown = options.keys() - set(_NAMES)
-    if unknown:
-        raise InvalidArguments(
-            f"{label}: there is no option {', '.join(sorted(unknown))}",
-            hint=f"The options are {', '.join(_NAMES)}.",
-        )
-    for name in ("tags", "headers"):
-        if options.get(name) is not None:
-            json_object(options[name], f"{label}: {name}")
-    values = dict(options)
-    try:
-        if isinstance(values.get("backoff"), Mapping):
-            values["backoff"] = Backoff.model_validate(values["backoff"])
-        return _OPTIONS.validate_python(values)
-    except ValidationError as error:
-        faults = "; ".join(
-            f"{fault['loc'][0]}={fault['input']!r}: {fault['msg']}" for fault in error.errors()
-        )
-        raise InvalidArguments(f"{label}: {faults}") from None
-
-
-_OPTIONS = TypeAdapter(Options)
-_NAMES = tuple(asdict(Options()))
 _LATER = {"isolation": ("thread",), "transactional": (False,)}
 
 

@@ -8,13 +8,15 @@ import pytest
 import sqlalchemy
 from django.conf import settings
 from django.db import connections as django_connections
-from django.db import transaction as django_transaction
+from django.db import transaction
 from psycopg.conninfo import conninfo_to_dict
 from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession, create_async_engine
 from sqlalchemy.orm import Session
 
 import tasklib
 from tasklib import InvalidArguments, submit_task
+
+atomic: Any = transaction.atomic
 
 
 @pytest.fixture
@@ -60,9 +62,10 @@ def django_connection(database: str) -> Generator[Any]:
     }
     if not settings.configured:
         settings.configure(DATABASES={"default": {}})
-    django_connections.databases["test"] = django_connections.configure_settings(
-        {"default": entry, "test": entry}
-    )["test"]
+    databases: Any = django_connections
+    databases.databases["test"] = databases.configure_settings({"default": entry, "test": entry})[
+        "test"
+    ]
     yield django_connections["test"]
     django_connections["test"].close()
     del django_connections["test"]
@@ -139,10 +142,10 @@ async def test_an_async_sqlalchemy_session_takes_the_task_along(
 
 def test_a_django_transaction_takes_the_task_along(work: Any, django_connection: Any) -> None:
     task = work.options(connection=django_connection)
-    with django_transaction.atomic(using="test"):
+    with atomic(using="test"):
         task.delay(n=1)
-        django_transaction.set_rollback(True, using="test")
-    with django_transaction.atomic(using="test"):
+        transaction.set_rollback(True, using="test")
+    with atomic(using="test"):
         task.delay(n=2)
         assert tasks() == 0
 

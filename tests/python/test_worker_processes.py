@@ -40,13 +40,13 @@ def start(database: str) -> Generator[Start]:
 def wait_for(queue: SyncTaskQueue, task_id: UUID, condition: Callable[[Task], bool]) -> Task:
     """Read a task until it is as wanted."""
     deadline = time.monotonic() + 30
-    while time.monotonic() < deadline:
+    while True:
         task = queue.get_task(task_id)
         assert task is not None
         if condition(task):
             return task
+        assert time.monotonic() < deadline, f"still not so: {task!r}"
         time.sleep(0.05)
-    raise AssertionError(f"still not so: {task!r}")
 
 
 def test_a_task_of_a_killed_worker_is_run_by_another(queue: SyncTaskQueue, start: Start) -> None:

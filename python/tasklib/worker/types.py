@@ -7,8 +7,9 @@ import platform
 import socket
 
 from tasklib._database import configured
+from tasklib._options import merged
 from tasklib.config import Config
-from tasklib.registry import Registry, TaskFunction, merged
+from tasklib.registry import Registry, TaskFunction
 
 
 def task_types(registry: Registry, config: Config) -> list[dict[str, object]]:
