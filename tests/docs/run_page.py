@@ -44,10 +44,10 @@ class Page:
     def __init__(self, url: str) -> None:
         self.url = url
         self._loop = asyncio.Runner()
-        self._module = types.ModuleType("app")
+        self._module = types.ModuleType("page")
         self._psql: subprocess.Popen[str] | None = None
         self._others: list[tuple[str, subprocess.Popen[bytes]]] = []
-        sys.modules["app"] = self._module
+        sys.modules["page"] = self._module
         sys.path.insert(0, os.getcwd())
 
     def run(self, snippet: Snippet) -> None:
