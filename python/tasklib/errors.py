@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Protocol
 
 
@@ -190,7 +191,7 @@ class Retry(TaskSignal):
 
     def __init__(self, message: str = "", *, in_seconds: float | None = None) -> None:
         super().__init__(message or "the task asked to be retried")
-        self.in_seconds = in_seconds
+        self.in_seconds = None if in_seconds is None else _checked_seconds(in_seconds)
 
 
 class Cancel(TaskSignal):
@@ -213,4 +214,10 @@ class Snooze(TaskSignal):
 
     def __init__(self, seconds: float) -> None:
         super().__init__(f"put off by {seconds} s")
-        self.seconds = seconds
+        self.seconds = _checked_seconds(seconds)
+
+
+def _checked_seconds(seconds: float) -> float:
+    if not (math.isfinite(seconds) and seconds >= 0):
+        raise InvalidArguments(f"{seconds!r} is no number of seconds to wait")
+    return float(seconds)

@@ -7,7 +7,7 @@ import inspect
 import os
 import sys
 from collections.abc import Callable, Mapping
-from typing import Any, Generic, Literal, ParamSpec, Protocol, TypedDict, TypeVar, overload
+from typing import Any, Generic, Literal, ParamSpec, Protocol, TypedDict, TypeVar, cast, overload
 from uuid import UUID
 
 from typing_extensions import Unpack
@@ -80,8 +80,8 @@ class TaskFunction(Generic[P, R]):
         self.name = name
         self.defaults = defaults
         self.max_crashes: int | None = None
-        self.retry_for: Exceptions = BaseException
-        self.give_up_on: Exceptions = ()
+        self.retry_for: tuple[type[BaseException], ...] = (BaseException,)
+        self.give_up_on: tuple[type[BaseException], ...] = ()
         self.is_async = inspect.iscoroutinefunction(func)
         self.arguments = Arguments(func, name, localns)
         self._call = Options()
@@ -260,6 +260,7 @@ default_registry = Registry()
 """What ``@tasklib.task`` adds to."""
 
 
+MAX_NAME_BYTES = 128
 _LATER = {"isolation": ("thread",), "transactional": (False,)}
 
 
@@ -269,12 +270,23 @@ def _made(
     options: dict[str, Any],
     localns: Mapping[str, Any] | None,
 ) -> TaskFunction[..., Any]:
+    if not inspect.isfunction(func):
+        raise ConfigurationError(
+            f"{func!r} is not a function", hint="Decorate a function that is written with def."
+        )
     if inspect.isgeneratorfunction(func) or inspect.isasyncgenfunction(func):
         raise ConfigurationError(f"{func.__qualname__} is a generator: a task returns one value")
     name = options.pop("name", None) or _default_name(func)
-    retry_for = options.pop("retry_for", None)
-    give_up_on = options.pop("give_up_on", None)
+    if len(name.encode()) > MAX_NAME_BYTES:
+        raise ConfigurationError(
+            f"the task name {name!r} is longer than {MAX_NAME_BYTES} bytes",
+            hint="Give it a shorter one: @task(name=...).",
+        )
+    retry_for = _exceptions(name, options.pop("retry_for", None))
+    give_up_on = _exceptions(name, options.pop("give_up_on", None))
     max_crashes = options.pop("max_crashes", None)
+    if max_crashes is not None and (type(max_crashes) is not int or not 1 <= max_crashes <= 1000):
+        raise ConfigurationError(f"{name}: max_crashes={max_crashes!r} is not 1 to 1000")
     for later, possible in _LATER.items():
         if options.pop(later, possible[0]) not in possible:
             raise ConfigurationError(
@@ -291,9 +303,20 @@ def _made(
         raise ConfigurationError(str(error)) from None
     made = TaskFunction(registry, func, name, defaults, localns)
     made.max_crashes = max_crashes
-    made.retry_for = BaseException if retry_for is None else retry_for
+    made.retry_for = (BaseException,) if retry_for is None else retry_for
     made.give_up_on = give_up_on or ()
     return made
+
+
+def _exceptions(name: str, given: object) -> tuple[type[BaseException], ...] | None:
+    if given is None:
+        return None
+    many = isinstance(given, (tuple, list))
+    kinds: tuple[Any, ...] = tuple(cast("list[Any]", given)) if many else (given,)
+    for kind in kinds:
+        if not (isinstance(kind, type) and issubclass(kind, BaseException)):
+            raise ConfigurationError(f"{name}: {kind!r} is not a class of exceptions")
+    return kinds
 
 
 def _default_name(func: Callable[..., Any]) -> str:

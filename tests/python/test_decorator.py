@@ -116,3 +116,23 @@ def test_options_can_be_laid_over_options(queue: SyncTaskQueue) -> None:
 
     assert task is not None
     assert (task.tags, task.priority) == ({"a": 1}, 2)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"name": "n" * 129},
+        {"retry_for": "ValueError"},
+        {"give_up_on": (ValueError, int)},
+        {"max_crashes": 0},
+    ],
+)
+def test_what_the_database_would_refuse_later_is_refused_now(options: dict[str, Any]) -> None:
+    with pytest.raises(ConfigurationError):
+        Registry().task(**options)(generator_free)
+
+
+@pytest.mark.parametrize("func", [print, len, Registry, Registry().resolve])
+def test_only_functions_become_tasks(func: Any) -> None:
+    with pytest.raises(ConfigurationError, match="is not a function"):
+        Registry().task(func)

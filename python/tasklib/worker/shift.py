@@ -13,7 +13,7 @@ from uuid import UUID
 
 from tasklib import _calls
 from tasklib.config import Config
-from tasklib.errors import WorkerNotRegistered
+from tasklib.errors import DatabaseUnavailable, WorkerNotRegistered
 from tasklib.registry import Registry
 from tasklib.worker import outcome as ends
 from tasklib.worker.board import Board, mark
@@ -82,15 +82,17 @@ class Shift:
         try:
             await self._register(START_SECONDS)
             self._heartbeat.start()
-            self._listener.start()
+            if not self._settings.drain:
+                self._listener.start()
             while not self._is_over():
                 self._wake.clear()
+                if not self._finisher and not self._may_claim():
+                    await self._rest()
+                    continue
                 if self._finisher:
                     await self._finish()
-                elif self._may_claim():
+                if self._may_claim():
                     await self._claim()
-                else:
-                    await self._rest()
         finally:
             await self._leave()
 
@@ -152,9 +154,10 @@ class Shift:
             if not is_infrastructure(error):
                 raise
             await self._link.rest(error)
-            if not isinstance(error, NotSent):
+            if isinstance(error, DatabaseUnavailable) and not isinstance(error, NotSent):
                 # It may have handed out tasks that nobody here knows: see Board.
                 await self._register()
+                await self._retire()
             return
         self._stats.claimed += len(claimed)
         for each in claimed:
@@ -221,6 +224,9 @@ class Shift:
             self._board.remove(run)
         # What these held, a concurrency key say, may have let another task go.
         self._look_now = True
+        await self._retire()
+
+    async def _retire(self) -> None:
         for worker_id in self._board.retired():
             await self._deregister(worker_id)
 
