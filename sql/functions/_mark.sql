@@ -90,27 +90,35 @@ comment on function tasklib._oldest_writer(xid8) is
   'Internal. The oldest transaction that has written, or may write, to ready, delayed or running; own when there is none.';
 
 -- One position in 127 leaves a note of its lane, so that tick knows which lanes see traffic and a lane
--- with little of it costs claims nothing. _pick_lanes asks for it when one was among those picked.
-create or replace function tasklib._note_lanes(picked tasklib.ready[])
+-- with little of it costs claims nothing. _pick_lanes asks for it when one was among those picked. A
+-- note is a mark that claims no more than the last one did.
+create or replace function tasklib._note_lanes(lanes bigint[])
   returns void
   language plpgsql
   volatile
   set search_path = pg_catalog, pg_temp
 as $$
+declare
+  v_now timestamptz := clock_timestamp();
 begin
-  insert into tasklib.mark (lane, low_pos, set_at)
-  select distinct pick.lane, 0, clock_timestamp()
-  from unnest(picked) as pick
-  where pick.pos % 127 = 0
-    and not exists (select from tasklib.mark where mark.lane = pick.lane);
+  insert into tasklib.mark (lane, low_pos, noted_at)
+  select busy.lane, coalesce(newest.low_pos, 0), v_now
+  from (select distinct given.lane from unnest(lanes) as given (lane)) as busy
+    left join lateral (
+      select mark.low_pos, mark.noted_at from tasklib.mark
+      where mark.lane = busy.lane
+      order by mark.lane, mark.low_pos desc, mark.noted_at desc limit 1
+    ) as newest on true
+  where newest.noted_at is null or newest.noted_at < v_now - interval '5 seconds';
 end;
 $$;
-comment on function tasklib._note_lanes(tasklib.ready[]) is
-  'Internal. Makes sure that busy lanes have a mark for tick to move.';
+comment on function tasklib._note_lanes(bigint[]) is
+  'Internal. Notes that much was taken from these lanes, at most once in 5 s for each.';
 
 -- Marks are appended and old ones deleted: the newest is the first entry of its lane, which a row
--- updated in place under a held snapshot would not be. A mark that nothing needs any more goes: its
--- lane is empty, and vacuum has removed what was below it.
+-- updated in place under a held snapshot would not be. A mark costs every claim that passes its lane two
+-- descents, so it goes when nothing needs it: the lane is empty, was not noted for a while (the
+-- statistics of dead rows are a second late), and vacuum has removed what was below it.
 create or replace function tasklib._move_marks(safe_pos bigint)
   returns void
   language plpgsql
@@ -125,22 +133,23 @@ declare
 begin
   loop
     select mark.* into v_mark from tasklib.mark
-    where mark.lane > v_lane order by mark.lane, mark.low_pos desc limit 1;
+    where mark.lane > v_lane order by mark.lane, mark.low_pos desc, mark.noted_at desc limit 1;
     exit when not found;
     v_lane := v_mark.lane;
 
-    select ready.pos into v_first from tasklib.ready
-    where ready.lane = v_lane and ready.pos >= v_mark.low_pos
-    order by ready.lane, ready.pos limit 1;
+    v_first := (
+      select ready.pos from tasklib.ready
+      where ready.lane = v_lane and ready.pos >= v_mark.low_pos
+      order by ready.lane, ready.pos limit 1);
     v_low := least(v_first, safe_pos + 1);
 
-    if v_low > v_mark.low_pos + 200 then
-      insert into tasklib.mark (lane, low_pos, set_at) values (v_lane, v_low, clock_timestamp());
-      delete from tasklib.mark where mark.lane = v_lane and mark.low_pos < v_low;
-    elsif v_first is null and v_mark.set_at < clock_timestamp() - interval '2 minutes'
+    if v_first is null and v_mark.noted_at < clock_timestamp() - interval '10 seconds'
       and pg_stat_get_dead_tuples('tasklib.ready'::regclass) < 5000
     then
       delete from tasklib.mark where mark.lane = v_lane;
+    elsif v_low > v_mark.low_pos + 200 then
+      insert into tasklib.mark (lane, low_pos, noted_at) values (v_lane, v_low, v_mark.noted_at);
+      delete from tasklib.mark where mark.lane = v_lane and mark.low_pos < v_low;
     end if;
   end loop;
 end;

@@ -61,6 +61,9 @@ begin
         into v_parked, v_keys from gone;
 
       exit when v_parked is null;
+      if cardinality(v_parked) >= 100 then
+        perform tasklib._note_lanes(array[v_lane]);
+      end if;
       v_count := v_count + cardinality(v_parked);
       insert into tasklib.gate_check (key) select distinct unnest(v_keys);
       exit when v_count >= max_rows;

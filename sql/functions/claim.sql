@@ -149,7 +149,7 @@ declare
   v_pos bigint := 0;
   v_stop bigint;
   v_budget int := max_tasks + 1000;
-  v_noted boolean;
+  v_noted bigint[];
   v_keyed boolean;
 begin
   loop
@@ -174,14 +174,15 @@ begin
       gone as (
         delete from tasklib.ready where ready.ctid = any (array(select picked.place from picked))
       )
-      select array_agg(picked.task), bool_or((picked.task).pos % 127 = 0),
+      select array_agg(picked.task),
+          array_agg((picked.task).lane) filter (where (picked.task).pos % 127 = 0),
           bool_or((picked.task).key is not null)
         into v_picked, v_noted, v_keyed
       from picked;
       exit when v_picked is null;
       v_budget := v_budget - cardinality(v_picked);
-      if v_noted then
-        perform tasklib._note_lanes(v_picked);
+      if v_noted is not null then
+        perform tasklib._note_lanes(v_noted);
       end if;
       if v_keyed then
         v_picked := tasklib._open_gates(v_picked);

@@ -281,10 +281,11 @@ comment on column tasklib.queue.purge_from is 'Where tick goes on deleting; null
 create table tasklib.mark (
   lane bigint not null,
   low_pos bigint not null,
-  set_at timestamptz not null
+  noted_at timestamptz not null
 );
-create index mark_lane_idx on tasklib.mark (lane, low_pos desc);
+create index mark_lane_idx on tasklib.mark (lane, low_pos desc, noted_at desc);
 comment on table tasklib.mark is 'Low-water marks: no row of the lane is or can ever come to be below low_pos. Appended, the newest counts, so that a held snapshot costs nothing.';
+comment on column tasklib.mark.noted_at is 'When somebody last noted that much was taken from the lane.';
 comment on index tasklib.mark_lane_idx is 'The newest mark of a lane is its first entry.';
 
 create table tasklib.time_mark (

@@ -1,16 +1,16 @@
 """What the queue costs the server: CPU and WAL per task, beside a bare classic queue.
 
-Both are driven from one connection in batches of 100 through enqueue, claim and finish, alternating in
-one run. CPU is what the operating system charged the backend that did the work
-(``/proc/PID/schedstat``), so that a busy machine does not show; housekeeping and autovacuum are charged
-to other processes and are reported beside it. With ``--held`` a REPEATABLE READ transaction stays open
-for the whole run.
+Both are driven from one connection in batches of 100 through enqueue, claim and finish, alternating
+in one run. CPU is what the operating system charged the backend that did the work
+(``/proc/PID/schedstat``), so that a busy machine hardly shows; housekeeping and autovacuum are
+charged to other processes and are reported beside it. Then five blocks each while another
+transaction holds a snapshot.
 
-The classic queue is the usual one: a row per task with a UUID and a state column, partial indexes over
-what is pending, what runs and what is finished, and three functions of one statement each. It has no
-limits, roles, keys, types, fences or retries.
+The classic queue is the usual one: a row per task with a UUID and a state column, partial indexes
+over what is pending, what runs and what is finished, and three functions of one statement each. It
+has no limits, roles, keys, types, fences or retries.
 
-Usage: ``make bench-sql``, or ``python tests/bench/bench_sql.py [--tasks N] [--rounds N] [--url URL]``.
+Usage: ``make bench-sql ARGS='--tasks N --rounds N --url URL'``.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ import os
 import statistics
 import sys
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from uuid import uuid4
@@ -149,12 +149,22 @@ def cpu_seconds(connection: psycopg.Connection[tuple[object, ...]]) -> float:
 def wal_bytes(observer: psycopg.Connection[tuple[object, ...]]) -> int:
     """Bytes of WAL written so far by the whole server."""
     row = observer.execute("select (pg_current_wal_insert_lsn() - '0/0')::bigint").fetchone()
-    assert row is not None and isinstance(row[0], int)
+    assert row is not None
+    assert isinstance(row[0], int)
     return row[0]
 
 
+def ended_children_seconds(connection: psycopg.Connection[tuple[object, ...]]) -> float:
+    """CPU seconds of all processes of the server that have ended: autovacuum workers, here."""
+    parent = (
+        Path(f"/proc/{connection.info.backend_pid}/stat").read_text().rsplit(")", 1)[1].split()[1]
+    )
+    fields = Path(f"/proc/{parent}/stat").read_text().rsplit(")", 1)[1].split()
+    return (int(fields[13]) + int(fields[14])) / os.sysconf("SC_CLK_TCK")
+
+
 @contextmanager
-def held_snapshot(url: str) -> Iterator[None]:
+def held_snapshot(url: str) -> Generator[None]:
     """A transaction that looked once and stays open, as a report or a dump does."""
     with psycopg.connect(url) as connection:
         connection.isolation_level = psycopg.IsolationLevel.REPEATABLE_READ
@@ -190,15 +200,13 @@ def free_run(url: str, tasks: int, rounds: int) -> None:
     """Alternate both queues without anything in their way."""
     queues: list[Queue] = [TaskLib(url), Classic(url)]
     with psycopg.connect(url, autocommit=True) as observer:
-        tick_before = cpu_seconds(observer)
+        tick_before, vacuum_before = cpu_seconds(observer), ended_children_seconds(observer)
         for queue in queues:  # caches and plans
             measure(queue, BATCH * 20, observer, lambda: tick(observer))
         figures: dict[str, list[tuple[float, float]]] = {queue.name: [] for queue in queues}
         for _ in range(rounds):
             for queue in queues:
-                figures[queue.name].append(
-                    measure(queue, tasks, observer, lambda: tick(observer))
-                )
+                figures[queue.name].append(measure(queue, tasks, observer, lambda: tick(observer)))
         print(f"\n{'queue':10} {'CPU us/task (median)':>22} {'all rounds':>30} {'WAL B/task':>12}")
         for name, rows in figures.items():
             cpu = [row[0] for row in rows]
@@ -207,7 +215,8 @@ def free_run(url: str, tasks: int, rounds: int) -> None:
             print(f"{name:10} {statistics.median(cpu):22.1f} {shown:>30} {wal:12.0f}")
         total = tasks * rounds * 2
         housekeeping = (cpu_seconds(observer) - tick_before) / total * 1e6
-        print(f"housekeeping (tick, another session): {housekeeping:.2f} us/task")
+        vacuum = (ended_children_seconds(observer) - vacuum_before) / total * 1e6
+        print(f"beside it: tick {housekeeping:.2f}, autovacuum {vacuum:.2f} us/task of both queues")
         mine, theirs = (statistics.median(r[0] for r in figures[q.name]) for q in queues)
         print(f"ratio tasklib / classic: CPU {mine / theirs:.2f}")
 
@@ -259,7 +268,7 @@ def private_server(stack: ExitStack) -> str:
 
 def main() -> None:
     """Parse the command line and measure."""
-    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser = argparse.ArgumentParser(description="What the queue costs the server")
     parser.add_argument("--tasks", type=int, default=10_000, help="tasks a round (default 10000)")
     parser.add_argument("--rounds", type=int, default=5, help="rounds each (default 5)")
     parser.add_argument("--url", help="a database to use; default: a private server")

@@ -143,7 +143,7 @@ def advance(conn: Connection[Any], interval: str) -> None:
         "cancel_request": "requested_at",
         "worker": "registered_at lease_until lost_at cleared_at",
         "task_type": "updated_at",
-        "mark": "set_at",
+        "mark": "noted_at",
         "time_mark": "low",
     }.items():
         changes = ", ".join(f"{name} = {name} - %(by)s::interval" for name in columns.split())

@@ -200,11 +200,21 @@ def _ticks(session: Session) -> Iterator[Finding]:
 
 def _workers(session: Session) -> Iterator[Finding]:
     found = session.run(_admin_calls.workers())
+    ready = _sum(session.run(_admin_calls.queues()), "ready")
     alive = [row for row in found if row["status"] == "alive"]
     if alive:
         yield Finding(
             "workers", "ok", f"{len(alive)} alive, {_sum(alive, 'running')} tasks running"
         )
+    elif ready:
+        yield Finding(
+            "workers",
+            "act",
+            f"{ready} tasks are ready and no worker is alive",
+            "Start one: tasklib worker MODULE.",
+        )
+    else:
+        yield Finding("workers", "ok", "none is alive, and no task is ready")
     for row in found:
         if row["status"] == "silent":
             yield Finding(
@@ -223,16 +233,6 @@ def _workers(session: Session) -> Iterator[Finding]:
             f"{len(died)} went silent and were given up within a day, last {died[0]['name']}",
             "`tasklib workers --all` lists them; failures with cause lost name their tasks.",
         )
-    ready = _sum(session.run(_admin_calls.queues()), "ready")
-    if ready and not alive:
-        yield Finding(
-            "workers",
-            "act",
-            f"{ready} tasks are ready and no worker is alive",
-            "Start one: tasklib worker MODULE.",
-        )
-    elif not found:
-        yield Finding("workers", "ok", "none registered, and nothing to do")
 
 
 def _tasks(session: Session) -> Iterator[Finding]:

@@ -12,10 +12,7 @@ from tasklib.embedded import Embedded, project_root
 
 from .._app import FAILED, pass_settings
 from .._session import Settings
-from .check import faults
 from .files import default_folder, find_files
-from .report import report
-from .run import run
 
 
 @click.command(short_help="See the whole of it work in half a minute.")
@@ -56,6 +53,11 @@ def demo(settings: Settings, directory: Path | None, workers: int, limit: int) -
 
 
 def _demonstrate(url: str, where: str, folder: Path, paths: list[str], workers: int) -> None:
+    # Only now: these import the demo's tasks, which no other worker shall know.
+    from .check import faults
+    from .report import report
+    from .run import run
+
     _migrate.migrate(url)
     click.echo(f"{len(paths):,} files below {folder}, {workers} workers, {where}")
     outcome = run(url, paths, workers)
