@@ -19,6 +19,7 @@ from psycopg.conninfo import conninfo_to_dict, make_conninfo
 from psycopg.pq import TransactionStatus
 from psycopg.rows import TupleRow, tuple_row
 
+from tasklib import _calls
 from tasklib._calls import Call
 from tasklib._store import open_store
 from tasklib.config import Config
@@ -29,6 +30,7 @@ Connection = psycopg.Connection[TupleRow]
 AsyncConnection = psycopg.AsyncConnection[TupleRow]
 
 WAIT_SECONDS = 30.0
+PREPARE_AFTER = 5
 
 # A peer that vanished without a word is noticed within a minute instead of two hours.
 _LIVENESS = {
@@ -51,15 +53,24 @@ def conninfo(config: Config, application_name: str = "tasklib") -> str:
 def connect(config: Config, application_name: str = "tasklib") -> Connection:
     """Open a connection of our own, in autocommit.
 
+    A pooler shares sessions, and statements that one client prepared are another's surprise: it
+    announces a process id that it made up, and then nothing is prepared.
+
     Raises:
         DatabaseUnavailable: The server cannot be reached.
     """
     with _reaching():
-        return psycopg.Connection.connect(
-            conninfo(config, application_name),
-            autocommit=True,
-            prepare_threshold=5 if config.prepared_statements else None,
+        connection = psycopg.Connection.connect(
+            conninfo(config, application_name), autocommit=True, prepare_threshold=None
         )
+    if config.prepared_statements:
+        try:
+            is_pooled = run(connection, _calls.backend_pid()) != connection.info.backend_pid
+        except BaseException:
+            connection.close()
+            raise
+        connection.prepare_threshold = None if is_pooled else PREPARE_AFTER
+    return connection
 
 
 async def aconnect(config: Config, application_name: str = "tasklib") -> AsyncConnection:
@@ -67,11 +78,17 @@ async def aconnect(config: Config, application_name: str = "tasklib") -> AsyncCo
     # Finding the store may start a server and migrate it: not on the loop.
     target = await asyncio.to_thread(conninfo, config, application_name)
     with _reaching():
-        return await psycopg.AsyncConnection.connect(
-            target,
-            autocommit=True,
-            prepare_threshold=5 if config.prepared_statements else None,
+        connection = await psycopg.AsyncConnection.connect(
+            target, autocommit=True, prepare_threshold=None
         )
+    if config.prepared_statements:
+        try:
+            is_pooled = await arun(connection, _calls.backend_pid()) != connection.info.backend_pid
+        except BaseException:
+            connection.pgconn.finish()
+            raise
+        connection.prepare_threshold = None if is_pooled else PREPARE_AFTER
+    return connection
 
 
 def run(connection: psycopg.Connection[Any], call: Call[T]) -> T:

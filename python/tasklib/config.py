@@ -63,7 +63,7 @@ class Config(BaseSettings):
     pool_size: int = Field(default=10, ge=1)
     """The most connections that one client opens at a time."""
     prepared_statements: bool = True
-    """False for poolers that cannot carry prepared statements."""
+    """False prepares nothing; behind a pooler nothing is prepared in any case."""
     listen: bool = True
     """False keeps workers from listening for notifications; they poll."""
 
