@@ -10,7 +10,6 @@ from typing import Any, LiteralString, cast
 from uuid import UUID
 
 import psycopg
-import pytest
 from psycopg import Connection
 from psycopg.rows import namedtuple_row
 from psycopg.types.json import Jsonb
@@ -172,16 +171,20 @@ def due(conn: Connection[Any]) -> None:
 
 
 @contextmanager
-def refused(code: str, message: str = "") -> Generator[None]:
+def refused(code: str, message: str = "", case: object = None) -> Generator[list[psycopg.Error]]:
     """Expect an error with a SQLSTATE, and for our own ones a detail and a hint."""
-    with pytest.raises(psycopg.Error) as caught:
-        yield
-    error = caught.value
-    assert error.sqlstate == code, f"{error.sqlstate} instead of {code}: {error}"
-    assert message in str(error.diag.message_primary)
+    caught: list[psycopg.Error] = []
+    try:
+        yield caught
+    except psycopg.Error as error:
+        caught.append(error)
+    assert caught, f"{str(case)[:200]} was not refused"
+    diag = caught[0].diag
+    assert caught[0].sqlstate == code, f"{str(case)[:200]}: not {code} but {caught[0]!r}"[:1000]
+    assert message in str(diag.message_primary)
     if code.startswith("TL"):
-        assert error.diag.message_detail
-        assert error.diag.message_hint
+        assert diag.message_detail
+        assert diag.message_hint
 
 
 @contextmanager
