@@ -7,8 +7,10 @@ import re
 import subprocess
 import sys
 from pathlib import Path
+from urllib.parse import quote, urlencode
 
 import pytest
+from psycopg.conninfo import conninfo_to_dict
 
 from .snippets import ROOT, RUN, pages, parse
 
@@ -19,12 +21,20 @@ def named(page: Path) -> str:
     return str(page.relative_to(ROOT))
 
 
+def url(conninfo: str) -> str:
+    """Return a connection string as a URL, which is what people have."""
+    parts = conninfo_to_dict(conninfo)
+    user = ":".join(quote(str(parts[key]), safe="") for key in ("user", "password") if key in parts)
+    address = urlencode({key: parts[key] for key in ("host", "port") if key in parts})
+    return f"postgresql://{user}@/{parts['dbname']}?{address}"
+
+
 def environment(database: str) -> dict[str, str]:
     """Return what a reader's shell has."""
     return {
         **os.environ,
         "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
-        "TASKLIB_DATABASE_URL": database,
+        "TASKLIB_DATABASE_URL": url(database),
         "TASKLIB_EMBEDDED": "never",
         "PYTHONDONTWRITEBYTECODE": "1",
         "NO_COLOR": "1",
