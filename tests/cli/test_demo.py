@@ -19,7 +19,6 @@ from click.testing import CliRunner
 from psycopg import Connection
 
 from tasklib.cli import main
-from tasklib.cli.demo import command
 from tasklib.cli.demo.check import Outcome, faults
 from tasklib.cli.demo.files import default_folder, find_files, read_content
 from tasklib.cli.demo.report import report
@@ -109,7 +108,7 @@ def test_the_command_ends_with_1_when_something_differs(
     outcome: Outcome, database: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     wrong = _wrong(outcome)["hash"]
-    monkeypatch.setattr(command, "run", lambda *_: wrong)
+    monkeypatch.setattr("tasklib.cli.demo.run.run", lambda *_: wrong)
     make_folder(tmp_path / "files", 3)
 
     words = ["--database-url", database, "demo", str(tmp_path / "files")]

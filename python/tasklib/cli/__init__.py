@@ -6,14 +6,11 @@ import click
 
 from tasklib import __version__
 
-from . import db, queues, schema, tasks
+from . import db, doctor, queues, schema, tasks, top, worker
 from ._app import EXIT_CODES, Tasklib, with_examples
 from ._output import colours_wanted
 from ._session import Settings
-from .demo.command import demo
-from .doctor import doctor
-from .top import top
-from .worker import worker
+from .demo import command as demo_command
 
 __all__ = ["main"]
 
@@ -49,8 +46,8 @@ def main(context: click.Context, database_url: str | None) -> None:
 
 
 for command in (
-    demo,
-    worker,
+    demo_command.demo,
+    worker.worker,
     schema.migrate,
     schema.sql,
     db.db,
@@ -62,8 +59,8 @@ for command in (
     tasks.purge,
     queues.queues,
     queues.workers,
-    top,
-    doctor,
+    top.top,
+    doctor.doctor,
 ):
     main.add_command(command)
 

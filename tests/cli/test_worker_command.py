@@ -1,0 +1,185 @@
+"""`tasklib worker`: what it imports, what it says, how it ends."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from psycopg import Connection
+
+from .conftest import Cli
+
+TASKS = """
+import tasklib
+
+queue = tasklib.TaskQueue()
+other = tasklib.SyncTaskQueue()
+
+
+@tasklib.task(name="app.double")
+def double(n: int) -> int:
+    return 2 * n
+
+
+@queue.task(name="queue.triple")
+async def triple(n: int) -> int:
+    return 3 * n
+
+
+@other.task(name="other.wait")
+def wait(seconds: float) -> None:
+    import time
+    print("waiting", flush=True)
+    time.sleep(seconds)
+"""
+
+Start = Callable[..., subprocess.Popen[str]]
+
+
+@pytest.fixture
+def start(database: str, tmp_path: Path) -> Start:
+    """Start a worker in a folder that has a module app."""
+    (tmp_path / "app.py").write_text(TASKS)
+    (tmp_path / "broken.py").write_text("import not_there_at_all\n")
+    (tmp_path / "empty.py").write_text("import app\nqueue = app.queue\nnumber = 1\n")
+
+    def run(*words: str, **env: str) -> subprocess.Popen[str]:
+        return subprocess.Popen(
+            [sys.executable, "-m", "tasklib.cli", "worker", *words],
+            cwd=tmp_path,
+            env={**os.environ, "TASKLIB_DATABASE_URL": database, **env},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+
+    return run
+
+
+def ended(worker: subprocess.Popen[str], code: int = 0) -> str:
+    """Wait for its end, and return what it wrote to standard error."""
+    _, log = worker.communicate(timeout=30)
+    assert worker.returncode == code, log
+    return log
+
+
+def state(conn: Connection[Any]) -> list[tuple[Any, ...]]:
+    return conn.execute("select name, state, result from tasklib.tasks order by name").fetchall()
+
+
+def test_drain_runs_what_is_due_and_exits(cli: Cli, start: Start, conn: Connection[Any]) -> None:
+    cli("enqueue", "app.double", "n=21")
+
+    log = ended(start("app", "--drain", "-c", "2"))
+
+    assert state(conn) == [("app.double", "completed", {"value": 42})]
+    assert "TaskLib" in log
+    assert "app.double" in log
+    assert "PostgreSQL" in log
+
+
+def test_an_attribute_names_a_queue_with_tasks_of_its_own(
+    cli: Cli, start: Start, conn: Connection[Any]
+) -> None:
+    cli("enqueue", "queue.triple", "n=2")
+    cli("enqueue", "app.double", "n=2")
+
+    ended(start("app:queue", "--drain"))
+    assert [row[1] for row in state(conn)] == ["pending", "completed"]
+
+    ended(start("app", "app:queue", "--drain"))
+    assert [row[1] for row in state(conn)] == ["completed", "completed"]
+
+
+def test_only_the_queues_that_were_named_are_served(
+    cli: Cli, start: Start, conn: Connection[Any]
+) -> None:
+    for queue in ("a", "b", "c"):
+        cli("enqueue", "app.double", "n=1", "-q", queue)
+
+    ended(start("app", "-q", "a,c", "--drain"))
+
+    rows = conn.execute("select queue, state from tasklib.tasks order by queue").fetchall()
+    assert rows == [("a", "completed"), ("b", "pending"), ("c", "completed")]
+
+
+@pytest.mark.parametrize(
+    ("target", "complaint"),
+    [
+        ("nowhere", "there is no module 'nowhere'"),
+        ("app.nowhere", "there is no module 'app.nowhere'"),
+        ("app:nothing", "no TaskQueue"),
+        ("empty:number", "Did you mean empty:queue?"),
+        ("./app.py", "no name of a module"),
+        ("", "no name of a module"),
+    ],
+)
+def test_what_cannot_be_loaded_is_a_usage_error(start: Start, target: str, complaint: str) -> None:
+    assert complaint in ended(start(target, "--drain"), code=2).replace("\n", " ")
+
+
+def test_a_module_without_tasks_is_refused_with_a_guess(start: Start, tmp_path: Path) -> None:
+    (tmp_path / "only.py").write_text("import tasklib\nqueue = tasklib.TaskQueue()\n")
+
+    log = ended(start("only", "--drain"), code=2)
+
+    assert "no task is defined there" in log
+    assert "only:queue" in log
+
+
+def test_an_error_inside_the_module_keeps_its_traceback(start: Start) -> None:
+    log = ended(start("broken", "--drain"), code=1)
+
+    assert "Traceback" in log
+    assert "not_there_at_all" in log
+
+
+def test_a_database_that_cannot_be_reached_exits_with_3(start: Start) -> None:
+    url = "postgresql://me:s3cret@127.0.0.1:1/none"
+    log = ended(start("app", TASKLIB_DATABASE_URL=url), code=3)
+
+    assert "s3cret" not in log
+    assert "Traceback" not in log
+
+
+def test_a_database_without_the_schema_is_refused_at_once(
+    start: Start, conn: Connection[Any]
+) -> None:
+    conn.execute("drop schema tasklib cascade")
+
+    assert "tasklib migrate" in ended(start("app"), code=1)
+
+
+def test_json_logs_are_one_object_a_line(cli: Cli, start: Start) -> None:
+    cli("enqueue", "app.double", "n=1")
+
+    lines = [
+        json.loads(line)
+        for line in ended(start("app", "--drain", "--log-format", "json")).splitlines()
+    ]
+
+    assert lines[0]["message"] == "worker starting"
+    assert lines[0]["tasks"] == "app.double"
+    assert {"time", "level", "logger", "message"} <= set(lines[-1])
+
+
+def test_sigterm_lets_running_tasks_end(cli: Cli, start: Start, conn: Connection[Any]) -> None:
+    cli("enqueue", "other.wait", "seconds=1.0")
+    worker = start("app:other", "--name", "the-one")
+    assert worker.stdout
+    assert worker.stdout.readline() == "waiting\n"
+    names = conn.execute("select name from tasklib.worker_health where alive").fetchall()
+    assert names == [("the-one",)]
+
+    worker.send_signal(signal.SIGTERM)
+
+    ended(worker)
+    assert [row[1] for row in state(conn)] == ["completed"]
+    assert conn.execute("select count(*) from tasklib.worker_health where alive").fetchone() == (0,)
