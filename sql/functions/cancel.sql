@@ -72,17 +72,17 @@ begin
   if not found then
     delete from tasklib.delayed where delayed.task_id = _withdraw.id
     returning delayed.task_id, delayed.lane, null::bigint, delayed.type, delayed.attempt, false,
-      delayed.unique_until, delayed.key into v_row;
+      delayed.unique_until, null::tid, delayed.key into v_row;
   end if;
   if not found then
     delete from tasklib.waiting where waiting.task_id = _withdraw.id
     returning waiting.task_id, waiting.lane, waiting.pos, waiting.type, waiting.attempt, false,
-      waiting.unique_until, waiting.key into v_row;
+      waiting.unique_until, null::tid, waiting.key into v_row;
   end if;
   if not found then
     delete from tasklib.parked where parked.task_id = _withdraw.id
     returning parked.task_id, null::bigint, null::bigint, parked.type, parked.attempt, false,
-      parked.unique_until, parked.key into v_row;
+      parked.unique_until, null::tid, parked.key into v_row;
   end if;
   if v_row.holds_key then
     perform tasklib._leave_gates(array[v_row.key]);

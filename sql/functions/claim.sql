@@ -235,8 +235,8 @@ $$;
 comment on function tasklib._first_lane(bigint, bigint, bigint[]) is
   'Internal. The lane of the first task between two lanes; null when there is none.';
 
--- From ready rows to running ones. Reads each body once: for the timeout of the row that it inserts
--- and for the row that it returns.
+-- From ready rows to running ones. Reads each body once, at its place when that is still right: for the
+-- timeout of the row that it inserts and for the row that it returns.
 create or replace function tasklib._start(picked tasklib.ready[], worker_id uuid)
   returns setof tasklib.claimed
   language plpgsql
@@ -263,8 +263,14 @@ begin
         coalesce(body.timeout_seconds, type.timeout_seconds) as timeout_seconds,
         pick.n
       from unnest(picked) with ordinality
-          as pick (task_id, lane, pos, type, attempt, holds_key, unique_until, key, n)
-        cross join lateral (select task.* from tasklib.task where task.id = pick.task_id offset 0) as body
+          as pick (task_id, lane, pos, type, attempt, holds_key, unique_until, place, key, n)
+        cross join lateral (
+          (select task.* from tasklib.task
+            where task.ctid = pick.place and task.id = pick.task_id)
+          union all
+          (select task.* from tasklib.task where task.id = pick.task_id)
+          limit 1
+        ) as body
         left join lateral (
           select known.* from tasklib.task_type as known where known.type = pick.type offset 0
         ) as type on true

@@ -124,18 +124,19 @@ begin
       spec.kwargs, spec.tags, spec.headers, spec.backoff, spec.unique_key, spec.concurrency_key,
       spec.until
     from spec
+    returning task.ctid as place, task.id, task.type, task.queue, task.priority, task.scheduled_at,
+      task.concurrency_key, task.unique_until
   ),
   ready as (
-    insert into tasklib.ready (task_id, lane, type, attempt, unique_until, key)
-    select spec.id,
-      case when spec.queue = 'default' and spec.priority = 0 then v_default_lane
-        else tasklib._lane(spec.queue, spec.priority) end,
-      spec.type, 0, spec.until,
-      case when spec.concurrency_key is not null
-        then tasklib._key(spec.queue, spec.concurrency_key) end
-    from spec
-    where spec.known and (spec.run_at > v_now) is not true
-    order by spec.n
+    insert into tasklib.ready (task_id, lane, type, attempt, unique_until, place, key)
+    select body.id,
+      case when body.queue = 'default' and body.priority = 0 then v_default_lane
+        else tasklib._lane(body.queue, body.priority) end,
+      body.type, 0, body.unique_until, body.place,
+      case when body.concurrency_key is not null
+        then tasklib._key(body.queue, body.concurrency_key) end
+    from body
+    where (body.scheduled_at > v_now) is not true
   )
   select bool_or(not spec.known or spec.run_at > v_now or spec.tags is not null) into v_not_ready
   from spec;
@@ -154,8 +155,8 @@ $$;
 comment on function tasklib._insert_tasks(tasklib.task_spec[], boolean) is
   'Internal. Checks and inserts tasks, in order; one row each. batch: errors name the index.';
 
--- What _insert_tasks leaves for a second look, as most batches have none of it: tasks for later, names
--- that nobody registered, tags.
+-- What _insert_tasks leaves for a second look, as most batches have none of it: tasks for later, tags,
+-- and names that nobody registered, which are ready already and go to parked.
 create or replace function tasklib._insert_rest(ids uuid[], now timestamptz, any_name boolean)
   returns void
   language plpgsql
@@ -166,8 +167,7 @@ begin
   with body as materialized (
     select task.id, task.type, task.scheduled_at, task.queue, task.priority, task.unique_until,
       task.tags, tasklib._key(task.queue, task.concurrency_key) as key,
-      any_name or exists (select from tasklib.task_type where task_type.type = task.type) as known,
-      exists (select from tasklib.ready where ready.task_id = task.id) as ready
+      any_name or exists (select from tasklib.task_type where task_type.type = task.type) as known
     from unnest(ids) with ordinality as given (id, n)
       cross join lateral (select made.* from tasklib.task as made where made.id = given.id offset 0) as task
     order by given.n
@@ -181,10 +181,18 @@ begin
     where body.scheduled_at > _insert_rest.now
   ),
   unknown as (
+    delete from tasklib.ready
+    where ready.ctid = any (array(
+      select candidate.place
+      from body cross join lateral (
+        select made.ctid as place from tasklib.ready as made where made.task_id = body.id offset 0
+      ) as candidate
+      where not body.known))
+    returning ready.*
+  ),
+  gone as (
     insert into tasklib.parked (type, task_id, attempt, unique_until, key)
-    select body.type, body.id, 0, body.unique_until, body.key
-    from body
-    where not body.ready and (body.scheduled_at > _insert_rest.now) is not true
+    select unknown.type, unknown.task_id, 0, unknown.unique_until, unknown.key from unknown
   )
   insert into tasklib.tag (pair, task_id)
   select tasklib._tag_pair(entry.key, entry.value), body.id

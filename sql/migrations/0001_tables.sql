@@ -74,6 +74,7 @@ create table tasklib.ready (
   attempt int not null,
   holds_key boolean not null default false,
   unique_until "char",
+  place tid,
   key bigint,
   constraint ready_pkey primary key (lane, pos)
 );
@@ -82,6 +83,7 @@ create index ready_key_idx on tasklib.ready (key, pos) where key is not null;
 comment on table tasklib.ready is 'Who is next: tasks that may be claimed now, in the order (lane, pos).';
 comment on column tasklib.ready.lane is 'Queue and priority in one number that sorts as claim wants it, see _lane(queue, priority).';
 comment on column tasklib.ready.pos is 'Drawn when the task became ready.';
+comment on column tasklib.ready.place is 'Where the body was put (its ctid), so that a claim finds it in one step however long the history is; looked up by id when null or no longer true.';
 comment on column tasklib.ready.key is 'Hash of queue and concurrency key; null without one.';
 comment on column tasklib.ready.holds_key is 'The gate of the key was handed to this task by the one before it.';
 comment on index tasklib.ready_task_idx is 'A task is ready once; cancel, reschedule and get find it by id.';
