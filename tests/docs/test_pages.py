@@ -35,6 +35,7 @@ def environment(database: str) -> dict[str, str]:
         **os.environ,
         "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
         "TASKLIB_DATABASE_URL": url(database),
+        "TASKLIB_TEST_DATABASE_URL": url(database),
         "TASKLIB_EMBEDDED": "never",
         "PYTHONDONTWRITEBYTECODE": "1",
         "NO_COLOR": "1",
