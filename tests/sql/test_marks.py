@@ -36,11 +36,16 @@ def worker(conn):
     return register(conn, lease="24 hours")
 
 
-def turn_over(conn, worker, count=2000):
+def pass_through(conn, worker, count):
+    """Let tasks become ready, run and end."""
+    enqueue_many(conn, *[{"name": "t"}] * count)
+    finish(conn, worker, claim(conn, worker, count))
+
+
+def turn_over(conn, worker):
     """Let many tasks pass through, so that tick has a reason to move the mark of their lane."""
-    for _ in range(count // 1000):
-        enqueue_many(conn, *[{"name": "t"}] * 1000)
-        finish(conn, worker, claim(conn, worker, 1000))
+    for _ in range(2):
+        pass_through(conn, worker, 1000)
     for _ in range(3):
         tick(conn)
 
@@ -352,4 +357,30 @@ def test_failures_and_snoozes_under_a_held_mark_come_back(conn, worker):
 
     assert len(claim(conn, worker, 100)) == 30
     due(conn)
+    assert sweep(conn) == 0
+
+
+@pytest.mark.parametrize("function", ["tick", "claim"])
+def test_a_note_of_an_older_transaction_does_not_let_the_mark_pass(
+    conn, make_conn, worker, function
+):
+    ticker, producer = make_conn(), make_conn()
+    turn_over(conn, worker)
+    run(ticker, "begin")
+    run(ticker, "select pg_current_xact_id()")
+    with transaction(producer):
+        pass_through(conn, worker, 500)
+        soon = enqueue(producer, delay="1 ms")
+        kept = enqueue(producer)
+        run(conn, "update tasklib.horizon set at = at - interval '10 seconds'")
+        run(conn, "delete from tasklib.time_mark")
+        if function == "tick":
+            tick(ticker)
+        else:
+            claim(ticker, worker)
+        run(ticker, "commit")
+        turn_over(conn, worker)
+    tick(conn)
+
+    assert {h.id for h in claim(conn, worker, 5)} == {kept, soon}
     assert sweep(conn) == 0
