@@ -18,6 +18,7 @@ import pytest
 from click.testing import CliRunner
 from psycopg import Connection
 
+from tasklib import Config
 from tasklib.cli import main
 from tasklib.cli.demo.check import Outcome, faults
 from tasklib.cli.demo.files import default_folder, find_files, read_content
@@ -45,7 +46,9 @@ def outcome(
     """The outcome of one real run, which the tests of this file share."""
     if "of a right run" not in outcomes:
         folder = tmp_path_factory.mktemp("demo") / "files"
-        outcomes["of a right run"] = run(database, make_folder(folder, 12), workers=2)
+        outcomes["of a right run"] = run(
+            Config(database_url=database), make_folder(folder, 12), workers=2
+        )
     return outcomes["of a right run"]
 
 

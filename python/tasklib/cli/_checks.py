@@ -122,8 +122,8 @@ def _pooler(session: Session) -> Iterator[Finding]:
             "pooler",
             "note",
             "there is a pooler between here and the server",
-            "In its transaction mode set TASKLIB_PREPARED_STATEMENTS=false and start workers with "
-            "--no-listen, or give them a direct URL.",
+            "In its transaction mode start workers with --no-listen, or give them a direct URL, "
+            "which wakes them sooner.",
         )
 
 

@@ -37,6 +37,11 @@ def duration(value: str | timedelta) -> timedelta:
     raise click.BadParameter(f"{value!r} is not a length of time; write 90s, 15m, 2h30m or 30d.")
 
 
+def seconds(value: str | float) -> float:
+    """Read a length of time as seconds."""
+    return value if isinstance(value, int | float) else duration(value).total_seconds()
+
+
 def names(value: str | list[str]) -> list[str]:
     """Read names with commas between them, such as ``default,mail``."""
     if isinstance(value, list):

@@ -19,7 +19,7 @@ from ._app import FAILED, Refusal, pass_settings
 from ._describe import describe, note_on
 from ._output import print_json, print_rows
 from ._session import Session, Settings
-from ._types import duration, parse_object, parse_pairs
+from ._types import duration, parse_object, parse_pairs, seconds
 
 STATES = click.Choice(["pending", "running", "completed", "failed", "cancelled"])
 PURGE_ROWS = 10_000
@@ -30,12 +30,26 @@ PURGE_ROWS = 10_000
 @click.argument("arguments", nargs=-1, metavar="[KEY=VALUE]...")
 @click.option("-q", "--queue", help="Queue; without it the task type's own, else 'default'.")
 @click.option("-p", "--priority", type=int, help="-1000 to 1000; higher goes first.")
-@click.option("--delay", type=duration, metavar="TIME", help="Not before: 90s, 15m, 2h, 30d.")
-@click.option("--at", type=datetime.fromisoformat, metavar="INSTANT", help="Not before (ISO 8601).")
+@click.option(
+    "--delay", "delay_seconds", type=seconds, metavar="TIME", help="Not before: 90s, 15m, 2h, 30d."
+)
+@click.option(
+    "--at",
+    "scheduled_at",
+    type=datetime.fromisoformat,
+    metavar="INSTANT",
+    help="Not before (ISO 8601).",
+)
 @click.option("--unique-key", help="Among unfinished tasks of a queue, a key exists once.")
 @click.option("--concurrency-key", help="Tasks of a queue with one key never run together.")
 @click.option("--max-retries", type=int, help="Attempts after the first one.")
-@click.option("--timeout", type=duration, metavar="TIME", help="End an attempt that takes longer.")
+@click.option(
+    "--timeout",
+    "timeout_seconds",
+    type=seconds,
+    metavar="TIME",
+    help="End an attempt that takes longer.",
+)
 @click.option("--tag", "tags", multiple=True, metavar="KEY=VALUE", help="May be repeated.")
 @click.option("--json-kwargs", metavar="JSON", help="All arguments as one JSON object.")
 @pass_settings
@@ -45,9 +59,7 @@ def enqueue(
     arguments: tuple[str, ...],
     json_kwargs: str | None,
     tags: tuple[str, ...],
-    delay: timedelta | None,
-    timeout: timedelta | None,
-    at: datetime | None,
+    scheduled_at: datetime | None,
     **options: Any,
 ) -> None:
     """Add a task called NAME and print its id.
@@ -60,23 +72,16 @@ def enqueue(
     """
     if json_kwargs is not None and arguments:
         raise click.UsageError("Give KEY=VALUE words or --json-kwargs, not both.")
-    if at is not None and at.tzinfo is None:
-        at = at.astimezone()
+    if scheduled_at is not None and scheduled_at.tzinfo is None:
+        scheduled_at = scheduled_at.astimezone()
     kwargs = (
         parse_pairs(arguments, what="Argument")
         if json_kwargs is None
         else parse_object(json_kwargs, option="--json-kwargs")
     )
+    given = parse_pairs(tags, what="Tag") or None
     task = NewTask(
-        name,
-        json.dumps(kwargs),
-        Options(
-            delay_seconds=None if delay is None else delay.total_seconds(),
-            timeout_seconds=None if timeout is None else timeout.total_seconds(),
-            scheduled_at=at,
-            tags=parse_pairs(tags, what="Tag") or None,
-            **options,
-        ),
+        name, json.dumps(kwargs), Options(scheduled_at=scheduled_at, tags=given, **options)
     )
     with settings.session() as session:
         click.echo(str(session.run(_calls.enqueue(task))))

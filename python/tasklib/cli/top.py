@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterable, Sequence
+from contextlib import suppress
 from datetime import timedelta
 
 import click
@@ -35,10 +36,10 @@ def top(settings: Settings, every: timedelta, once: bool) -> None:
     with settings.session() as session:
         if once or not on_terminal():
             click.echo(snapshot(session))
-        elif rich_installed():
-            _watch_with_rich(session, every.total_seconds())
-        else:
-            _watch_plainly(session, every.total_seconds())
+            return
+        watch = _watch_with_rich if rich_installed() else _watch_plainly
+        with suppress(KeyboardInterrupt):
+            watch(session, every.total_seconds())
 
 
 def snapshot(session: Session) -> str:

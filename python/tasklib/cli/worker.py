@@ -5,20 +5,19 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Mapping
-from datetime import timedelta
+from typing import Any
 
 import click
 
 import tasklib
 from tasklib import _admin_calls
-from tasklib._store import open_store
 from tasklib.config import Config
 
 from ._app import pass_settings
 from ._logging import FORMATS, LEVELS, set_up_logging
-from ._session import Session, Settings, connect
+from ._session import Settings, connect
 from ._targets import load
-from ._types import duration, names
+from ._types import names, seconds
 
 logger = logging.getLogger("tasklib.cli")
 
@@ -43,7 +42,7 @@ logger = logging.getLogger("tasklib.cli")
 @click.option("--drain", is_flag=True, help="Exit when nothing is left to do.")
 @click.option(
     "--poll-interval",
-    type=duration,
+    type=seconds,
     default="1s",
     show_default=True,
     metavar="TIME",
@@ -51,7 +50,7 @@ logger = logging.getLogger("tasklib.cli")
 )
 @click.option(
     "--shutdown-timeout",
-    type=duration,
+    type=seconds,
     metavar="TIME",
     help="How long running tasks may go on after SIGTERM.  [default: 30s]",
 )
@@ -65,15 +64,11 @@ def worker(
     settings: Settings,
     targets: tuple[str, ...],
     queues: list[str] | None,
-    concurrency: int,
-    drain: bool,
-    poll_interval: timedelta,
-    shutdown_timeout: timedelta | None,
     no_listen: bool,
-    name: str | None,
     log_level: str,
     log_format: str,
     verbose: int,
+    **options: Any,
 ) -> None:
     """Import MODULE and run its tasks: those of @tasklib.task, or with :ATTR those of a TaskQueue.
 
@@ -91,22 +86,13 @@ def worker(
     if no_listen:
         config = config.model_copy(update={"listen": False})
     queues = queues or registry.queues()
-    made = tasklib.TaskWorker(
-        config,
-        registry=registry,
-        queues=queues,
-        concurrency=concurrency,
-        poll_interval=poll_interval.total_seconds(),
-        shutdown_timeout=None if shutdown_timeout is None else shutdown_timeout.total_seconds(),
-        name=name,
-        drain=drain,
-    )
+    made = tasklib.TaskWorker(config, registry=registry, queues=queues, **options)
     _greet(
         {
             "version": tasklib.__version__,
             "server": _server(config),
             "queues": ", ".join(queues),
-            "concurrency": concurrency,
+            "concurrency": options["concurrency"],
             "tasks": ", ".join(sorted(registry.tasks)),
         },
         as_json=log_format == "json",
@@ -116,11 +102,10 @@ def worker(
 
 def _server(config: Config) -> str:
     """Connect once before the worker does: a wrong URL or a missing schema ends here, clearly."""
-    with connect(open_store(config).conninfo) as connection:
-        session = Session(connection)
-        version = session.run(_admin_calls.server())["version"]
+    with connect(config) as session:
         session.run(_admin_calls.schema_version())
-        info = connection.info
+        info = session.connection.info
+        version = info.parameter_status("server_version")
         return f"PostgreSQL {version}, database {info.dbname} at {info.host}:{info.port}"
 
 

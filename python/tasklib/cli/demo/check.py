@@ -57,13 +57,16 @@ class Outcome:
         return Counter([*ends, self.census.state, self.summary.state])
 
     @cached_property
-    def saved(self) -> list[Document]:
-        """Documents whose task died with the killed worker and was completed by another."""
-        return [
-            document
-            for document in self.documents
-            if document.task_id in self.held_by_killed and document.attempt > 1
-        ]
+    def saved(self) -> set[UUID]:
+        """Tasks that died with the killed worker and were completed by another."""
+        tasks: list[tuple[UUID, Document | Task]]
+        tasks = [(document.task_id, document) for document in self.readable]
+        tasks += [(task.id, task) for task in (self.census, self.summary)]
+        return {
+            task_id
+            for task_id, task in tasks
+            if task_id in self.held_by_killed and task.attempt > 1 and task.state == "completed"
+        }
 
     @property
     def census_position(self) -> int:

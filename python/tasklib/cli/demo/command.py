@@ -60,7 +60,7 @@ def _demonstrate(url: str, where: str, folder: Path, paths: list[str], workers: 
 
     _migrate.migrate(url)
     click.echo(f"{len(paths):,} files below {folder}, {workers} workers, {where}")
-    outcome = run(url, paths, workers)
+    outcome = run(Config(database_url=url), paths, workers)
     found = list(faults(outcome))
     for failure in outcome.broken[-1:]:
         click.echo(f"\nthe broken file, attempt {failure.attempt} and the last:\n")

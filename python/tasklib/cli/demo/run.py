@@ -7,10 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any
 from uuid import UUID
-
-from psycopg import Connection
 
 from tasklib import Config, SyncTaskQueue, Task, _calls
 
@@ -35,10 +32,10 @@ class Asked:
     summary_again: UUID
 
 
-def run(url: str, paths: Sequence[str], workers: int) -> Outcome:
+def run(config: Config, paths: Sequence[str], workers: int) -> Outcome:
     """Run the main job over some files, with a document that is broken and a worker that dies."""
-    with TemporaryDirectory(prefix="tasklib-demo-") as scratch, connect(url) as connection:
-        store = Store(connection)
+    with TemporaryDirectory(prefix="tasklib-demo-") as scratch, connect(config) as session:
+        store = Store(session.connection)
         if not store.alone():
             raise Refusal("another demo is running on this server", hint="Wait for its table.")
         store.set_up()
@@ -46,15 +43,15 @@ def run(url: str, paths: Sequence[str], workers: int) -> Outcome:
         broken = Path(scratch, "vanished.txt")
         half = len(paths) // 2
         store.add_documents([*paths[:half], str(broken)])
-        asked = _enqueue_from_python(url, len(paths))
+        asked = _enqueue_from_python(config, len(paths))
 
         began = time.monotonic()
-        with progress(len(paths) + 3) as shown, Fleet(url, Path(scratch)) as fleet:
+        with progress(len(paths) + 3) as shown, Fleet(config, Path(scratch)) as fleet:
             for _ in range(workers):
                 fleet.start()
             # The summary waits for all documents, so one task is left in any case.
             _watch(store, fleet, shown, enqueued=half + 3, until=max(1, half // 2))
-            held = _kill_one_at_work(url, store, fleet, paths[half:])
+            held = _kill_one_at_work(config, store, fleet, paths[half:])
             if fleet.killed:
                 shown.say(f"killed {fleet.killed[0]} with {len(held)} tasks in its hands")
             _watch(store, fleet, shown, enqueued=len(paths) + 3, until=0)
@@ -65,8 +62,8 @@ def run(url: str, paths: Sequence[str], workers: int) -> Outcome:
             documents=documents,
             broken_path=str(broken),
             failures=store.failures(document.task_id for document in documents),
-            census=_finished(connection, asked.census),
-            summary=_finished(connection, asked.summary),
+            census=_finished(session, asked.census),
+            summary=_finished(session, asked.summary),
             summary_asked_again=asked.summary_again,
             held_by_killed=held,
             killed=fleet.killed,
@@ -74,14 +71,14 @@ def run(url: str, paths: Sequence[str], workers: int) -> Outcome:
         )
 
 
-def _finished(connection: Connection[Any], task_id: UUID) -> Task:
-    task = Session(connection).run(_calls.get(task_id))
+def _finished(session: Session, task_id: UUID) -> Task:
+    task = session.run(_calls.get(task_id))
     assert task is not None
     return task
 
 
-def _enqueue_from_python(url: str, documents: int) -> Asked:
-    with SyncTaskQueue(Config(database_url=url)) as queue:
+def _enqueue_from_python(config: Config, documents: int) -> Asked:
+    with SyncTaskQueue(config) as queue:
         later = summarize.options(delay_seconds=1.0, unique_key="summary")
         return Asked(
             census=queue.enqueue(count_kinds),
@@ -90,14 +87,16 @@ def _enqueue_from_python(url: str, documents: int) -> Asked:
         )
 
 
-def _kill_one_at_work(url: str, store: Store, fleet: Fleet, paths: Sequence[str]) -> set[UUID]:
+def _kill_one_at_work(
+    config: Config, store: Store, fleet: Fleet, paths: Sequence[str]
+) -> set[UUID]:
     """Add the other documents, and kill a worker that is busy with them; return what it held.
 
     A lock keeps tasks from writing for that moment: so it dies in the middle of its work however
     fast this machine is.
     """
-    with connect(url) as other, other.transaction():
-        other.execute("lock table tasklib_demo.document_index in share mode")
+    with connect(config) as other, other.connection.transaction():
+        other.connection.execute("lock table tasklib_demo.document_index in share mode")
         store.add_documents(paths)
         return fleet.kill_one(store.held_by)
 

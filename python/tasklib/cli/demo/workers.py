@@ -13,6 +13,8 @@ from types import TracebackType
 from typing import Self
 from uuid import UUID
 
+from tasklib import Config
+
 from .._app import Refusal
 from .tasks import QUEUE
 
@@ -24,8 +26,8 @@ LEASE_SECONDS = 2
 class Fleet:
     """Some workers with their logs, ended when the block ends."""
 
-    def __init__(self, url: str, logs: Path) -> None:
-        self.url = url
+    def __init__(self, config: Config, logs: Path) -> None:
+        self.config = config
         self.logs = logs
         self.killed: tuple[str, int] | None = None
         self._numbers = count(1)
@@ -58,7 +60,7 @@ class Fleet:
                 [sys.executable, "-m", "tasklib.cli", *words.split(), "--name", name],
                 env={
                     **os.environ,
-                    "TASKLIB_DATABASE_URL": self.url,
+                    "TASKLIB_DATABASE_URL": self.config.database_url or "",
                     "TASKLIB_LOCK_TIMEOUT_SECONDS": str(LEASE_SECONDS),
                 },
                 stdin=subprocess.DEVNULL,
