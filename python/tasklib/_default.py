@@ -44,6 +44,14 @@ def close() -> None:
         _database.close()
 
 
+def adopt(config: Config) -> None:
+    """Use this configuration where `init` was not called: tasks enqueue where they came from."""
+    global _database
+    with _lock:
+        if _database is None:
+            _database = Database(config)
+
+
 def database() -> Database:
     """Return the database of this process, by the environment when `init` was not called."""
     global _database

@@ -1,7 +1,10 @@
 """The functions of the module ``tasklib``: the code of the README, on a real server."""
 
 import asyncio
+import subprocess
+import sys
 from datetime import UTC, datetime, timedelta
+from pathlib import Path
 from uuid import UUID, uuid4
 
 import pytest
@@ -141,3 +144,27 @@ def test_a_name_of_another_process_can_be_submitted(app: None) -> None:
 
     assert isinstance(task_id, UUID)
     assert asyncio.run(tasklib.aget_task(task_id)).kwargs == {"a": 1}  # pyright: ignore
+
+
+def test_a_task_enqueues_where_it_came_from(
+    database: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Without ``init``, what a worker's tasks submit goes to the worker's database."""
+    program = tmp_path / "program.py"
+    program.write_text(
+        "import asyncio, sys, tasklib\n"
+        "@tasklib.task\n"
+        "def second() -> str: return 'done'\n"
+        "@tasklib.task\n"
+        "def first() -> str: return str(second.delay())\n"
+        "config = tasklib.Config(database_url=sys.argv[1])\n"
+        "with tasklib.SyncTaskQueue(config) as queue:\n"
+        "    task_id = queue.enqueue(first)\n"
+        "    asyncio.run(tasklib.TaskWorker(config, drain=True).run())\n"
+        "    print(queue.get_result(queue.get_result(task_id).value, timeout=0).value)\n"
+    )
+    monkeypatch.setenv("TASKLIB_EMBEDDED", "never")
+    command = [sys.executable, "-W", "error", str(program), database]
+
+    printed = subprocess.run(command, check=True, capture_output=True, text=True)
+    assert (printed.stdout, printed.stderr) == ("done\n", "")

@@ -147,3 +147,17 @@ def test_a_stopped_worker_leaves_no_registration(queue: SyncTaskQueue, start: St
 
     alive = conn.execute("select count(*) from tasklib.worker_health where alive").fetchone()
     assert alive == (0,)
+
+
+def test_a_stop_ends_even_when_the_database_is_away(start: Start) -> None:
+    server = embedded.temporary()
+    with server as url:
+        migrate(url)
+        with SyncTaskQueue(Config(database_url=url)) as queue:
+            worker = start(url, shutdown=0.5)
+            task_id = queue.enqueue("app.sleep", seconds=1)
+            wait_for(queue, task_id, lambda task: task.is_running)
+            server.shutdown()
+            worker.send_signal(signal.SIGTERM)
+
+            assert worker.wait(20) == 0

@@ -22,17 +22,18 @@ class Board:
         self._lock = threading.Lock()
         self._runs: dict[tuple[UUID, int], Run] = {}
         self._registrations: list[UUID] = []
+        self._current: UUID | None = None
 
     @property
     def current(self) -> UUID | None:
         """The registration that claims; None when there has to be a new one."""
-        with self._lock:
-            return self._registrations[-1] if self._registrations else None
+        return self._current
 
     def register(self, worker_id: UUID) -> None:
         """Claim under this registration from now on."""
         with self._lock:
             self._registrations.append(worker_id)
+            self._current = worker_id
 
     def registrations(self) -> list[UUID]:
         """Return every registration that has to be kept alive."""
@@ -42,14 +43,17 @@ class Board:
     def retired(self) -> list[UUID]:
         """Return old registrations under which nothing known runs any more."""
         with self._lock:
-            busy = {run.worker_id for run in self._runs.values()}
-            return [known for known in self._registrations[:-1] if known not in busy]
+            busy: set[UUID | None] = {run.worker_id for run in self._runs.values()}
+            busy.add(self._current)
+            return [known for known in self._registrations if known not in busy]
 
     def forget(self, worker_id: UUID) -> list[Run]:
         """Drop a registration that ended; return the runs that it took along."""
         with self._lock:
             if worker_id in self._registrations:
                 self._registrations.remove(worker_id)
+            if worker_id == self._current:
+                self._current = None
             return [run for run in self._runs.values() if run.worker_id == worker_id]
 
     def add(self, claimed: Claimed, worker_id: UUID) -> Run:

@@ -7,6 +7,7 @@ import os
 import socket
 from collections.abc import Iterable
 
+from tasklib._default import adopt, database
 from tasklib.config import Config
 from tasklib.errors import ConfigurationError, TaskLibError
 from tasklib.registry import Registry, default_registry
@@ -19,7 +20,7 @@ class TaskWorker:
     """Runs the tasks of a registry until it is stopped.
 
     Args:
-        config: The database, the lease, the defaults of tasks; None reads the environment.
+        config: The database, the lease, the defaults of tasks; None is that of `tasklib.init`.
         concurrency: How many tasks run at a time.
         poll_interval: Seconds between looks where notifications cannot be had.
         queues: The queues to take from, best first; None is every queue that a registered task
@@ -51,7 +52,7 @@ class TaskWorker:
             raise ConfigurationError(
                 f"concurrency={concurrency!r}, poll_interval={poll_interval!r}: both are above 0"
             )
-        self.config = config or Config()
+        self.config = config or database().config
         self.registry = default_registry if registry is None else registry
         self.stats = WorkerStats()
         timeout = shutdown_timeout
@@ -82,6 +83,7 @@ class TaskWorker:
         """
         if self._shift is not None:
             raise TaskLibError("this worker was started before", hint="Make a new TaskWorker.")
+        adopt(self.config)
         self._loop = asyncio.get_running_loop()
         self._shift = Shift(self._settings, self.stats)
         work = asyncio.create_task(self._shift.work(), name="tasklib-worker")

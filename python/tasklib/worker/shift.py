@@ -74,11 +74,15 @@ class Shift:
         self._waiting: deque[Run] = deque()
         self._busy: set[Run] = set()
         self._stopping = False
+        self._abandoned = False
+        self._main: asyncio.Task[None] | None = None
+        self._timers: list[asyncio.TimerHandle] = []
         self._look_now = False
         self._empty_looks = 0
 
     async def work(self) -> None:
         """Do everything, and leave nothing behind."""
+        self._main = asyncio.current_task()
         try:
             await self._register(START_SECONDS)
             self._heartbeat.start()
@@ -93,6 +97,9 @@ class Shift:
                     await self._finish()
                 if self._may_claim():
                     await self._claim()
+        except asyncio.CancelledError:
+            if not self._abandoned:
+                raise
         finally:
             await self._leave()
 
@@ -103,7 +110,7 @@ class Shift:
         self._stopping = True
         log.info("stopping: %d tasks are running", len(self._busy))
         self._give_back_waiting()
-        self._loop.call_later(self._settings.shutdown_timeout, self._give_up)
+        self._later(self._settings.shutdown_timeout, self._give_up)
         self._wake.set()
 
     # ---- claiming --------------------------------------------------------------------------------
@@ -263,16 +270,32 @@ class Shift:
             log.warning("giving up %d tasks that did not end in time", len(left))
         for run in mark(left, "shutdown"):
             self._executor.interrupt(run)
-        self._loop.call_later(
-            UNWIND_SECONDS, lambda: [self._settle(run, ends.RELEASED) for run in left]
-        )
+        # Clean-up of async tasks may take a moment; their own outcome would be too late.
+        self._later(UNWIND_SECONDS, lambda: [self._settle(run, ends.RELEASED) for run in left])
+        self._later(UNWIND_SECONDS + LEAVE_SECONDS, self._abandon)
+
+    def _abandon(self) -> None:
+        """The database does not take the outcomes: the tasks are run again after the lease."""
+        log.error("leaving without an answer from the database")
+        self._abandoned = True
+        if self._main is not None:
+            self._main.cancel()
+
+    def _later(self, seconds: float, callback: Callable[[], object]) -> None:
+        self._timers.append(self._loop.call_later(seconds, callback))
 
     async def _leave(self) -> None:
         self._stopping = True
-        for run in self._busy:
-            mark([run], "shutdown")
+        for timer in self._timers:
+            timer.cancel()
+        for run in mark(self._busy, "shutdown"):
             self._executor.interrupt(run)
         await self._listener.stop()
+        if self._finisher and not self._abandoned:
+            # Leaving in a hurry: what has ended shall not be run again if that can be helped.
+            with contextlib.suppress(Exception):
+                async with asyncio.timeout(LEAVE_SECONDS):
+                    await self._finisher.flush()
         for worker_id in self._board.registrations():
             await self._deregister(worker_id)
         if self._heartbeat.ident is not None:
