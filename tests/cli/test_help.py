@@ -42,7 +42,7 @@ def examples() -> Iterator[list[str]]:
         for line in help_of(*path).splitlines():
             words = line.strip().split(" | ")[0]
             if words.startswith("tasklib "):
-                yield shlex.split(words.split("      (")[0])[1:]
+                yield shlex.split(words)[1:]
 
 
 @pytest.mark.parametrize("words", list(examples()), ids=" ".join)

@@ -8,7 +8,11 @@ from typing import Any
 from uuid import UUID, uuid4
 
 import pytest
+from click.testing import CliRunner
 from psycopg import Connection
+from psycopg.conninfo import make_conninfo
+
+from tasklib.cli import main
 
 from .conftest import Cli, Worker
 
@@ -213,3 +217,19 @@ def test_purge_deletes_old_finished_tasks_only(
     assert "1 tasks deleted" in cli("purge", "--older-than", "0", "--state", "failed").stdout
     assert "1 tasks deleted" in cli("purge", "--older-than", "0").stdout
     assert [task["state"] for task in read("ls")] == ["pending"]
+
+
+def test_a_role_without_the_right_is_told_what_to_ask_for(
+    database: str, conn: Connection[Any]
+) -> None:
+    conn.execute("create role cli_stranger login")
+    try:
+        url = make_conninfo(database, user="cli_stranger")
+        words = ["--database-url", url, "purge", "--older-than", "1d"]
+        result = CliRunner().invoke(main, words)
+    finally:
+        conn.execute("drop role cli_stranger")
+
+    assert result.exit_code == 1
+    assert "permission denied" in result.stderr
+    assert "tasklib_producer" in result.stderr

@@ -183,3 +183,14 @@ def test_sigterm_lets_running_tasks_end(cli: Cli, start: Start, conn: Connection
     ended(worker)
     assert [row[1] for row in state(conn)] == ["completed"]
     assert conn.execute("select count(*) from tasklib.worker_health where alive").fetchone() == (0,)
+
+
+def test_options_can_stand_in_the_environment(
+    cli: Cli, start: Start, conn: Connection[Any]
+) -> None:
+    cli("enqueue", "app.double", "n=1", "-q", "mail")
+
+    log = ended(start("app", TASKLIB_WORKER_QUEUES="mail,sms", TASKLIB_WORKER_DRAIN="1"))
+
+    assert "mail, sms" in log
+    assert [row[1] for row in state(conn)] == ["completed"]

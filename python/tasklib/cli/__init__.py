@@ -17,12 +17,18 @@ __all__ = ["main"]
 
 @click.group(
     cls=Tasklib,
-    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
+    context_settings={
+        "auto_envvar_prefix": "TASKLIB",
+        "help_option_names": ["-h", "--help"],
+        "max_content_width": 100,
+    },
     epilog=EXIT_CODES,
 )
 @click.option(
     "--database-url",
     metavar="URL",
+    # Config reads the environment; here it would count as if somebody had typed it.
+    allow_from_autoenv=False,
     help="postgresql://user@host/database; goes before the environment.",
 )
 @click.version_option(__version__, prog_name="tasklib")
@@ -33,6 +39,8 @@ def main(context: click.Context, database_url: str | None) -> None:
     The database is the one of --database-url, TASKLIB_DATABASE_URL, DATABASE_URL, or libpq's PG*
     variables (when PGHOST or PGSERVICE is set). Without any of them a private server under
     .tasklib/ in the project is used; TASKLIB_EMBEDDED=never refuses that.
+
+    Options of commands can stand in the environment, too, such as TASKLIB_WORKER_CONCURRENCY=8.
 
     Examples:
       tasklib demo

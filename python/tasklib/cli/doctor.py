@@ -26,7 +26,7 @@ def doctor(settings: Settings, only: list[str] | None, as_json: bool) -> None:
 
     Examples:
       tasklib doctor
-      tasklib doctor --only server,schema      (health check of a container)
+      tasklib doctor --only schema,workers,tasks --json
     """
     wanted = set(only or ())
     if unknown := sorted(wanted - set(CHECKS)):
