@@ -84,9 +84,11 @@ def test_every_page_can_be_reached_from_the_index() -> None:
         (index.parent / target.partition("#")[0]).resolve()
         for target in re.findall(r"\]\(([^)\s]+)\)", index.read_text())
     }
-    assert not {named(page) for page in pages()} - {named(index), "README.md"} - {
-        named(page) for page in linked if page.is_relative_to(ROOT)
-    }
+    assert (
+        not {named(page) for page in pages()}
+        - {named(index), "README.md"}
+        - {named(page) for page in linked if page.is_relative_to(ROOT)}
+    )
 
 
 def test_what_is_not_run_says_why() -> None:
