@@ -11,8 +11,9 @@ from tasklib._default import adopt, database
 from tasklib.config import Config
 from tasklib.errors import ConfigurationError, TaskLibError
 from tasklib.registry import Registry, default_registry
+from tasklib.worker.fetch import Settings
 from tasklib.worker.finish import WorkerStats
-from tasklib.worker.shift import Settings, Shift
+from tasklib.worker.shift import Shift
 from tasklib.worker.signals import handled
 
 

@@ -7,25 +7,22 @@ import contextlib
 import logging
 from collections import deque
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Any
 from uuid import UUID
 
 from tasklib import _calls
-from tasklib.config import Config
-from tasklib.errors import DatabaseUnavailable, WorkerNotRegistered
-from tasklib.registry import Registry
+from tasklib.errors import WorkerNotRegistered
 from tasklib.worker import outcome as ends
 from tasklib.worker.board import Board, mark
 from tasklib.worker.context import Run
 from tasklib.worker.execute import Executor
+from tasklib.worker.fetch import Fetcher, Settings, Unregistered
 from tasklib.worker.finish import Finisher, WorkerStats
 from tasklib.worker.heartbeat import Heartbeat
-from tasklib.worker.link import Link, NotSent, is_infrastructure
+from tasklib.worker.link import Link, is_infrastructure
 from tasklib.worker.listen import Listener
 from tasklib.worker.outcome import Outcome
-from tasklib.worker.pace import ARMED_SECONDS, LOOKAHEAD_SECONDS, Durations, Pace
-from tasklib.worker.types import task_types, worker_info
+from tasklib.worker.pace import LOOKAHEAD_SECONDS, Durations
 
 log = logging.getLogger("tasklib.worker")
 
@@ -36,26 +33,11 @@ UNWIND_SECONDS = 1.0
 AHEAD_SECONDS = 1.0
 
 
-@dataclass(frozen=True, slots=True)
-class Settings:
-    """What a worker was asked to be."""
-
-    config: Config
-    registry: Registry
-    queues: list[str]
-    concurrency: int
-    poll_interval: float
-    name: str
-    shutdown_timeout: float
-    drain: bool
-
-
 class Shift:
     """The state of a running worker; made inside its event loop."""
 
     def __init__(self, settings: Settings, stats: WorkerStats) -> None:
         self._settings = settings
-        self._stats = stats
         self._loop = asyncio.get_running_loop()
         self._wake = asyncio.Event()
         self._link = Link(settings.config, "tasklib worker")
@@ -69,7 +51,7 @@ class Shift:
             cancel=lambda ids: self._on_loop(self._cancel, ids),
             lost=lambda worker_id: self._on_loop(self._lose, worker_id),
         )
-        self._pace = Pace()
+        self._fetcher = Fetcher(settings, self._link, self._board, self._listener, stats)
         self._durations = Durations()
         self._waiting: deque[Run] = deque()
         self._busy: set[Run] = set()
@@ -77,14 +59,12 @@ class Shift:
         self._abandoned = False
         self._main: asyncio.Task[None] | None = None
         self._timers: list[asyncio.TimerHandle] = []
-        self._look_now = False
-        self._empty_looks = 0
 
     async def work(self) -> None:
         """Do everything, and leave nothing behind."""
         self._main = asyncio.current_task()
         try:
-            await self._register(START_SECONDS)
+            await self._fetcher.register(START_SECONDS)
             self._heartbeat.start()
             if not self._settings.drain:
                 self._listener.start()
@@ -108,30 +88,13 @@ class Shift:
         if self._stopping:
             return
         self._stopping = True
-        log.info("stopping: %d tasks are running", len(self._busy))
+        running = sum(not run.is_settled for run in self._busy)
+        log.info("stopping: %d tasks are running", running)
         self._give_back_waiting()
-        self._later(self._settings.shutdown_timeout, self._give_up)
+        self._later(self._settings.shutdown_timeout if running else 0, self._give_up)
         self._wake.set()
 
     # ---- claiming --------------------------------------------------------------------------------
-
-    async def _register(self, seconds: float | None = None) -> None:
-        settings = self._settings
-        call = _calls.register_worker(
-            settings.name,
-            settings.config.lock_timeout_seconds,
-            task_types(settings.registry, settings.config),
-            worker_info(settings.queues, settings.concurrency),
-        )
-        worker_id = await self._link.persist(call, seconds)
-        self._board.register(worker_id)
-        log.info(
-            "worker %s takes %d task types from %s",
-            worker_id,
-            len(settings.registry.tasks),
-            ", ".join(settings.queues),
-            extra={"worker_id": str(worker_id)},
-        )
 
     def _room(self) -> int:
         slots = self._settings.concurrency
@@ -141,63 +104,19 @@ class Shift:
         return slots + ahead - len(self._busy) - len(self._waiting)
 
     def _may_claim(self) -> bool:
-        if self._stopping or self._room() <= 0:
-            return False
-        return self._look_now or self._loop.time() >= self._pace.next_look
+        return not self._stopping and self._room() > 0 and self._fetcher.is_due
 
     async def _claim(self) -> None:
-        worker_id = self._board.current
-        if worker_id is None:
-            await self._register()
-            return
-        room, is_due = self._room(), self._loop.time() >= self._pace.next_look
-        self._look_now = False
         try:
-            claimed = await self._link.run(_calls.claim(worker_id, self._settings.queues, room))
-        except WorkerNotRegistered:
-            self._lose(worker_id)
+            runs = await self._fetcher.fetch(self._room())
+        except Unregistered as error:
+            self._lose(error.worker_id)
             return
-        except Exception as error:
-            if not is_infrastructure(error):
-                raise
-            await self._link.rest(error)
-            if isinstance(error, DatabaseUnavailable) and not isinstance(error, NotSent):
-                # It may have handed out tasks that nobody here knows: see Board.
-                await self._register()
-                await self._retire()
-            return
-        self._stats.claimed += len(claimed)
-        for each in claimed:
-            run = self._board.add(each, worker_id)
-            run.started = self._loop.time()
-            self._waiting.append(run)
+        self._waiting.extend(runs)
+        if self._stopping:  # while the answer was on its way
+            self._give_back_waiting()
         self._start_waiting()
-        await self._plan(len(claimed), room, is_due, worker_id)
-
-    async def _plan(self, found: int, room: int, is_due: bool, worker_id: UUID) -> None:
-        """Decide when to look again."""
-        now = self._loop.time()
-        self._empty_looks = 0 if found else self._empty_looks + 1
-        if found >= room:
-            self._pace.found_enough(now)
-        elif not self._listener.is_listening:
-            self._pace.next_look = now + (
-                0.05 if self._settings.drain else self._poll_interval(found)
-            )
-        elif found:
-            self._pace.found_some(now)
-        elif is_due:
-            sleep = None
-            if self._pace.goes_to_sleep:
-                with contextlib.suppress(WorkerNotRegistered):
-                    sleep = await self._link.persist(
-                        _calls.idle(worker_id, self._settings.queues, ARMED_SECONDS)
-                    )
-            self._pace.found_nothing(self._loop.time(), sleep)
-
-    def _poll_interval(self, found: int) -> float:
-        # Just ran dry: more often than not more comes.
-        return min(0.02, self._settings.poll_interval) if found else self._settings.poll_interval
+        await self._retire()
 
     def _start_waiting(self) -> None:
         while self._waiting and len(self._busy) < self._settings.concurrency:
@@ -223,15 +142,14 @@ class Shift:
         self._busy.discard(run)
         if not self._stopping:
             self._start_waiting()
-        self._look_now = True
+        self._fetcher.look_now = True
         self._wake.set()
 
     async def _finish(self) -> None:
         for run in await self._finisher.flush():
             self._board.remove(run)
         # What these held, a concurrency key say, may have let another task go.
-        self._look_now = True
-        await self._retire()
+        self._fetcher.look_now = True
 
     async def _retire(self) -> None:
         for worker_id in self._board.retired():
@@ -243,7 +161,7 @@ class Shift:
         """Wait until something happens, or until it is time to look."""
         timeout = None
         if not self._stopping and self._room() > 0:
-            timeout = max(0.0, self._pace.next_look - self._loop.time())
+            timeout = max(0.0, self._fetcher.next_look - self._loop.time())
         if self._waiting:
             if self._loop.time() - self._waiting[0].started > AHEAD_SECONDS:
                 self._give_back_waiting()
@@ -257,7 +175,7 @@ class Shift:
         if self._finisher or self._waiting or any(not run.is_settled for run in self._busy):
             return False
         # Twice: the first look may have met somebody else at the housekeeping.
-        return self._stopping or (self._settings.drain and self._empty_looks > 1)
+        return self._stopping or (self._settings.drain and self._fetcher.empty_looks > 1)
 
     def _give_back_waiting(self) -> None:
         while self._waiting:
@@ -320,7 +238,7 @@ class Shift:
     # ---- from outside ----------------------------------------------------------------------------
 
     def _on_notification(self) -> None:
-        self._pace.woken(self._loop.time())
+        self._fetcher.woken()
         self._wake.set()
 
     def _on_loop(self, callback: Callable[[Any], None], argument: Any) -> None:
@@ -344,5 +262,5 @@ class Shift:
         )
         for run in mark(runs, "lost"):
             self._executor.interrupt(run)
-        self._look_now = True
+        self._fetcher.look_now = True
         self._wake.set()
