@@ -156,7 +156,7 @@ as $$
 declare
   v_key text;
   v_value jsonb;
-  v_max float8;
+  v_max numeric;
 begin
   if max_retries not between 0 and 1000 then
     perform tasklib._reject('TL001', 'max_retries ' || max_retries || ' is out of range',

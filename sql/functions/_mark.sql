@@ -3,9 +3,10 @@
 --
 -- Why that can be proven. Every transaction takes its id before it draws a position or reads the clock
 -- for a due time (_insert_tasks asks for it; everything else has deleted a row by then). tick reads the
--- last position S and the clock T, then takes its own id X and notes (X, S, T). A transaction that drew
--- a position up to S had its id by then, so the id is below X. Once every transaction below X has ended,
--- nothing at or below S can appear any more. Readers have no id and do not hold this up.
+-- last position S and the clock T, then looks for an id X above all that are in use, and notes (X, S, T).
+-- A transaction that drew a position up to S had its id by then, so either it has ended or its id is below
+-- X. Once every transaction below X has ended, nothing at or below S can appear any more. Readers have no
+-- id and do not hold this up. (The id of the ticking transaction will not do for X: it may be older than S.)
 
 -- Nothing new can appear at or below pos, or due before at.
 create or replace function tasklib._safe(out pos bigint, out at timestamptz)
@@ -24,7 +25,7 @@ begin
   v_xid := pg_current_xact_id();
   -- two notes a second are enough, however many tick: under a held snapshot they all stay
   insert into tasklib.horizon (xid, pos, at)
-  select v_xid, v_pos, v_at
+  select tasklib._unused_id(v_xid), v_pos, v_at
   where not exists (
     select from (select note.* from tasklib.horizon as note order by note.xid desc limit 1) as newest
     where newest.at > v_at - interval '500 milliseconds' and newest.pos > v_pos - 1000)
@@ -63,18 +64,42 @@ $$;
 comment on function tasklib._last_note() is
   'Internal. When tick last noted where positions stand; null when it never did.';
 
+-- Whoever has an id holds a lock on it, from before it can draw a position until it has ended. pg_locks
+-- shows the last 32 bits of ids; half a circle either way from our own one makes them whole.
+create or replace function tasklib._whole_id(shown xid, own xid8)
+  returns xid8
+  language sql
+  immutable
+  set search_path = pg_catalog, pg_temp
+as $$
+  select (own::text::numeric - 2147483648
+    + (shown::text::numeric - own::text::numeric % 4294967296 + 6442450944) % 4294967296)::text::xid8
+$$;
+comment on function tasklib._whole_id(xid, xid8) is
+  'Internal. The transaction id of which pg_locks shows 32 bits; own is the caller''s.';
+
+create or replace function tasklib._unused_id(own xid8)
+  returns xid8
+  language sql
+  volatile
+  set search_path = pg_catalog, pg_temp
+as $$
+  select (max(tasklib._whole_id(holder.transactionid, own)::text::numeric) + 1)::text::xid8
+  from pg_locks as holder
+  where holder.locktype = 'transactionid' and holder.mode = 'ExclusiveLock' and holder.granted
+$$;
+comment on function tasklib._unused_id(xid8) is
+  'Internal. An id above those of all transactions that have one now; own is the caller''s.';
+
 -- The lock on a table that a transaction has written to is held until it has ended, so that one which
--- is not seen here has ended, and a later snapshot sees what it did. pg_locks shows 32 bits of an id.
+-- is not seen here has ended, and a later snapshot sees what it did.
 create or replace function tasklib._oldest_writer(own xid8)
   returns xid8
   language sql
   volatile
   set search_path = pg_catalog, pg_temp
 as $$
-  select coalesce(min(
-      own::text::numeric
-      - ((own::text::numeric % 4294967296 - holder.transactionid::text::numeric + 4294967296) % 4294967296)
-    )::text::xid8, own)
+  select coalesce(min(tasklib._whole_id(holder.transactionid, own)::text::numeric)::text::xid8, own)
   from pg_locks as writer
     join pg_locks as holder using (virtualtransaction)
   where writer.locktype = 'relation'

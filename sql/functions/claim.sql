@@ -62,8 +62,9 @@ create or replace function tasklib._check_queues(queues text[])
   set search_path = pg_catalog, pg_temp
 as $$
 begin
-  if queues is null or cardinality(queues) not between 1 and 1000 or array_position(queues, null) is not null
-    or array_ndims(queues) <> 1
+  if queues is null or array_ndims(queues) is distinct from 1
+    or cardinality(queues) not between 1 and 1000
+    or exists (select from unnest(queues) as given (name) where given.name is null)
   then
     perform tasklib._reject('TL001', 'queues must be a list of 1 to 1000 names, got '
       || tasklib._shown(queues::text), null, 'Pass queues => ''{default,mail}''.');

@@ -24,7 +24,8 @@ begin
   perform setval('tasklib.parked_until',
     greatest((select last_value from tasklib.parked_until), ((v_now + v_wait) * 1000)::bigint));
   perform setval('tasklib.notified_at', 0);
-  return least(v_wait, greatest(0, extract(epoch from tasklib._next_due())::float8 - v_now));
+  -- least ignores the null of an empty table
+  return greatest(0, least(v_wait, extract(epoch from tasklib._next_due())::float8 - v_now));
 end;
 $$;
 comment on function tasklib.idle(uuid, text[], interval) is

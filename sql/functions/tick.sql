@@ -129,7 +129,7 @@ declare
 begin
   select note.* into v_note from tasklib.horizon as note order by note.xid desc limit 1;
   if v_note.pos > (select position.last_value from tasklib.position)
-    or v_note.xid > pg_current_xact_id()
+    or v_note.xid::text::numeric > pg_snapshot_xmax(pg_current_snapshot())::text::numeric + 100000
   then
     delete from tasklib.mark;
     delete from tasklib.time_mark;
