@@ -7,7 +7,7 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -50,9 +50,9 @@ def start(database: str, tmp_path: Path) -> Start:
     (tmp_path / "broken.py").write_text("import not_there_at_all\n")
     (tmp_path / "empty.py").write_text("import app\nqueue = app.queue\nnumber = 1\n")
 
-    def run(*words: str, **env: str) -> subprocess.Popen[str]:
+    def run(*words: str, before: Sequence[str] = (), **env: str) -> subprocess.Popen[str]:
         return subprocess.Popen(
-            [sys.executable, "-m", "tasklib.cli", "worker", *words],
+            [sys.executable, "-m", "tasklib.cli", *before, "worker", *words],
             cwd=tmp_path,
             env={**os.environ, "TASKLIB_DATABASE_URL": database, **env},
             stdout=subprocess.PIPE,
@@ -194,3 +194,24 @@ def test_options_can_stand_in_the_environment(
 
     assert "mail, sms" in log
     assert [row[1] for row in state(conn)] == ["completed"]
+
+
+def test_the_url_of_the_command_line_counts_for_tasks_that_enqueue_others(
+    cli: Cli, start: Start, conn: Connection[Any], database: str, tmp_path: Path
+) -> None:
+    (tmp_path / "elsewhere.py").write_text(
+        "import tasklib\n"
+        "tasklib.init('postgresql://nobody@127.0.0.1:1/none')\n"
+        "@tasklib.task(name='app.next')\n"
+        "def after() -> None: ...\n"
+        "@tasklib.task(name='app.first')\n"
+        "def first() -> None: after.delay()\n"
+    )
+    cli("enqueue", "app.first")
+
+    ended(start("elsewhere", "--drain", before=["--database-url", database]))
+
+    assert [row[:2] for row in state(conn)] == [
+        ("app.first", "completed"),
+        ("app.next", "completed"),
+    ]

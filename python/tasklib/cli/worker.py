@@ -83,6 +83,7 @@ def worker(
     registry, config = load(targets)
     if settings.database_url:
         config = settings.config
+        tasklib.init(config)  # tasks that enqueue others shall find the same database
     if no_listen:
         config = config.model_copy(update={"listen": False})
     queues = queues or registry.queues()
