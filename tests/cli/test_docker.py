@@ -17,6 +17,7 @@ from psycopg import sql
 from psycopg.conninfo import conninfo_to_dict, make_conninfo
 
 from servers import Server
+from tasklib.cli.db import _psql
 
 ROOT = Path(__file__).parents[2]
 DOCKER = ROOT / "docker"
@@ -173,7 +174,7 @@ def test_the_install_script_of_the_database_image_installs(empty_database: str) 
     script = tasklib("sql", url=None)
     # As the image's entry point does it: statement by statement, and stop at the first error.
     installed = subprocess.run(
-        ["psql", "-X", "-v", "ON_ERROR_STOP=1", "-q", "-d", empty_database],
+        [_psql(), "-X", "-v", "ON_ERROR_STOP=1", "-q", "-d", empty_database],
         input=script.stdout,
         capture_output=True,
         text=True,
