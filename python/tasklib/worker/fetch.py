@@ -53,14 +53,15 @@ class Fetcher:
 
     Attributes:
         look_now: Look again although it is not time: a slot or a key became free.
-        empty_looks: How many looks in a row found nothing.
+        is_dry: Nothing is due: a look right after housekeeping found nothing. Draining only.
     """
 
     def __init__(
         self, settings: Settings, link: Link, board: Board, listener: Listener, stats: WorkerStats
     ) -> None:
         self.look_now = False
-        self.empty_looks = 0
+        self.is_dry = False
+        self._is_swept = False
         self._settings = settings
         self._link = link
         self._board = board
@@ -139,7 +140,8 @@ class Fetcher:
 
     async def _plan(self, found: int, room: int, is_planned: bool, worker_id: UUID) -> None:
         now = self._loop.time()
-        self.empty_looks = 0 if found else self.empty_looks + 1
+        if self._settings.drain:
+            await self._sweep(found)
         if found >= room:
             self._pace.found_enough(now)
         elif not self._listener.is_listening:
@@ -151,6 +153,14 @@ class Fetcher:
         elif is_planned:
             sleep = await self._tell_that_it_sleeps(worker_id) if self._pace.goes_to_sleep else None
             self._pace.found_nothing(self._loop.time(), sleep)
+
+    async def _sweep(self, found: int) -> None:
+        """Make due what is due: only a look after that tells that there is nothing."""
+        self.is_dry = self._is_swept and not found
+        self._is_swept = False
+        if not found:
+            ticked = await self._link.persist(_calls.tick())
+            self._is_swept = ticked is not None and not ticked.more
 
     async def _tell_that_it_sleeps(self, worker_id: UUID) -> float | None:
         call = _calls.idle(worker_id, self._settings.queues, ARMED_SECONDS)

@@ -174,8 +174,7 @@ class Shift:
     def _is_over(self) -> bool:
         if self._finisher or self._waiting or any(not run.is_settled for run in self._busy):
             return False
-        # Twice: the first look may have met somebody else at the housekeeping.
-        return self._stopping or (self._settings.drain and self._fetcher.empty_looks > 1)
+        return self._stopping or self._fetcher.is_dry
 
     def _give_back_waiting(self) -> None:
         while self._waiting:
