@@ -25,30 +25,25 @@ begin
     and element.value - '{name,kwargs}'::text[] = '{}'
     and jsonb_typeof(element.value -> 'name') = 'string') is not true;
 
-  select array_agg((
-      item.name #>> '{}',
-      coalesce(item.kwargs, '{}'),
-      item.queue #>> '{}',
-      item.priority::int,
-      case when item.delay is not null then tasklib._interval(item.delay) end,
-      (item.scheduled_at #>> '{}')::timestamptz,
-      item.max_retries::int,
-      item.timeout_seconds::float8,
-      item.tags,
-      item.unique_key #>> '{}',
-      item.concurrency_key #>> '{}',
-      item.headers,
-      coalesce(item.unique_until #>> '{}', 'finished'),
-      item.backoff)::tasklib.task_spec order by item.n)
-    into v_specs
-  from rows from (jsonb_to_recordset(tasks) as (
-      name jsonb, kwargs jsonb, queue jsonb, priority jsonb, delay jsonb, scheduled_at jsonb,
-      max_retries jsonb, timeout_seconds jsonb, tags jsonb, unique_key jsonb,
-      concurrency_key jsonb, headers jsonb, unique_until jsonb, backoff jsonb))
-    with ordinality as item (name, kwargs, queue, priority, delay, scheduled_at, max_retries,
-      timeout_seconds, tags, unique_key, concurrency_key, headers, unique_until, backoff, n);
+  v_specs := array(
+    select (
+      item ->> 'name',
+      coalesce(nullif(item -> 'kwargs', 'null'), '{}'),
+      item ->> 'queue',
+      nullif(item -> 'priority', 'null')::int,
+      case when item ? 'delay' then tasklib._interval(item -> 'delay') end,
+      (item ->> 'scheduled_at')::timestamptz,
+      nullif(item -> 'max_retries', 'null')::int,
+      nullif(item -> 'timeout_seconds', 'null')::float8,
+      nullif(item -> 'tags', 'null'),
+      item ->> 'unique_key',
+      item ->> 'concurrency_key',
+      nullif(item -> 'headers', 'null'),
+      coalesce(item ->> 'unique_until', 'finished'),
+      nullif(item -> 'backoff', 'null'))::tasklib.task_spec
+    from jsonb_array_elements(tasks) as item);
 
-  if v_specs is not null then
+  if cardinality(v_specs) > 0 then
     return query select made.id, made.created from tasklib._insert_tasks(v_specs, true) as made;
   end if;
 end;
