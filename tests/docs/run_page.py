@@ -73,6 +73,8 @@ class Page:
                 tomllib.loads(snippet.text)
             case language if language not in PARSED:
                 raise Failure(f"a fence of an unknown language {language!r}")
+            case _:
+                pass
 
     def close(self) -> None:
         """End what goes on; every command has to end well."""

@@ -40,7 +40,7 @@ class Snippet:
 def pages() -> list[Path]:
     """Return every page that people read."""
     found = [ROOT / "README.md", ROOT / "sql/README.md", *ROOT.glob("docs/**/*.md")]
-    return sorted(page for page in found + [*ROOT.glob("examples/*/README.md")] if page.exists())
+    return sorted(page for page in [*found, *ROOT.glob("examples/*/README.md")] if page.exists())
 
 
 def parse(text: str) -> list[Snippet]:

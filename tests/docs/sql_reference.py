@@ -96,9 +96,10 @@ group by c.oid, c.relname
 
 def reference(conninfo: str) -> str:
     """Return the page for the schema of a database."""
-    with psycopg.connect(conninfo, row_factory=namedtuple_row) as connection:
-        functions = {row.name: row for row in connection.execute(FUNCTIONS)}
-        views = {row.view: row for row in connection.execute(COLUMNS)}
+    with psycopg.connect(conninfo) as connection:
+        cursor: psycopg.Cursor[Any] = connection.cursor(row_factory=namedtuple_row)
+        functions = {row.name: row for row in cursor.execute(FUNCTIONS).fetchall()}
+        views = {row.view: row for row in cursor.execute(COLUMNS).fetchall()}
     parts = [HEAD]
     grouped = {name for names in GROUPS.values() for name in names}
     groups = GROUPS | {REST: sorted(functions.keys() - grouped)}

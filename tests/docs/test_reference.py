@@ -17,7 +17,7 @@ from tasklib.registry import CallOptions, TaskOptions
 from .snippets import ROOT
 
 sys.path.insert(0, str(Path(__file__).parent))
-from sql_reference import PAGE, reference  # noqa: E402
+from sql_reference import PAGE, reference
 
 
 def test_the_sql_reference_is_up_to_date(database: str) -> None:
