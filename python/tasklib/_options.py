@@ -19,6 +19,8 @@ _NAMES = tuple(asdict(Options()))
 def merged(below: Options, above: Options) -> Options:
     """Lay options over others: what is None above shows what is below."""
     given = {key: value for key in _NAMES if (value := getattr(above, key)) is not None}
+    if not given:
+        return below
     if "delay_seconds" in given or "scheduled_at" in given:
         below = replace(below, delay_seconds=None, scheduled_at=None)
     return replace(below, **given)

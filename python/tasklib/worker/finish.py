@@ -132,6 +132,7 @@ class Finisher:
                 outcome.reason,
                 extra=run.log,
             )
-        else:
-            level = logging.DEBUG if outcome.state == "completed" else logging.INFO
+            return
+        level = logging.DEBUG if outcome.state == "completed" else logging.INFO
+        if log.isEnabledFor(level):
             log.log(level, "%s %s", run.claimed.name, outcome.state, extra=run.log)

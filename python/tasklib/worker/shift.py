@@ -122,7 +122,8 @@ class Shift:
         while self._waiting and len(self._busy) < self._settings.concurrency:
             run = self._waiting.popleft()
             self._busy.add(run)
-            log.debug("%s starts", run.claimed.name, extra=run.log)
+            if log.isEnabledFor(logging.DEBUG):
+                log.debug("%s starts", run.claimed.name, extra=run.log)
             self._executor.start(run)
 
     # ---- finishing -------------------------------------------------------------------------------
