@@ -34,12 +34,12 @@ def age(conn, interval):
     """Make every finished task older, by its times and by the time in its id."""
     run(
         conn,
-        f"create temp table aged as select task_id as id, {OLDER} as older from tasklib.done",
+        f"create temp table aged as select task_id as old, {OLDER} as older from tasklib.done",
         by=interval,
     )
     for table in TABLES:
         column = "id" if table == "task" else "task_id"
-        run(conn, f"update tasklib.{table} set {column} = older from aged where {column} = aged.id")
+        run(conn, f"update tasklib.{table} set {column} = older from aged where {column} = old")
     run(conn, "update tasklib.done set finished_at = finished_at - %s::interval", interval)
     run(conn, "update tasklib.task set created_at = created_at - %s::interval", interval)
     run(conn, "drop table aged")
