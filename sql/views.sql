@@ -1,8 +1,10 @@
 -- What people look at. Each place of a task is one branch with its state as a constant, so that a
--- query by state reads one place and a query by id probes each by its index.
+-- query by state reads one place and a query by id probes each by its index. Everything else is looked
+-- up by key, row by row: a join that the planner may turn reads a whole table for each row when
+-- statistics are old, as they always are in a queue.
 create or replace view tasklib.tasks as
 select
-  task.id,
+  place.task_id as id,
   task.name,
   task.queue,
   place.state,
@@ -64,12 +66,28 @@ from (
       delayed.run_at, null, null, false
     from tasklib.delayed where delayed.reason = 'r' and delayed.run_at > clock_timestamp()
   ) as place
-  join tasklib.task on task.id = place.task_id
-  left join tasklib.task_type as type on type.type = task.type
-  left join tasklib.allowance on allowance.task_id = place.task_id
-  left join tasklib.progress on progress.task_id = place.task_id
-  left join tasklib.cancel_request on cancel_request.task_id = place.task_id
-  left join tasklib.worker on place.held and worker.id = place.worker_id
+  cross join lateral (
+    select body.* from tasklib.task as body where body.id = place.task_id offset 0
+  ) as task
+  left join lateral (
+    select known.* from tasklib.task_type as known where known.type = task.type offset 0
+  ) as type on true
+  left join lateral (
+    select counted.excused from tasklib.allowance as counted
+    where counted.task_id = place.task_id offset 0
+  ) as allowance on true
+  left join lateral (
+    select told.fraction, told.message from tasklib.progress as told
+    where told.task_id = place.task_id offset 0
+  ) as progress on true
+  left join lateral (
+    select asked.requested_at from tasklib.cancel_request as asked
+    where asked.task_id = place.task_id offset 0
+  ) as cancel_request on true
+  left join lateral (
+    select holder.lease_until from tasklib.worker as holder
+    where place.held and holder.id = place.worker_id offset 0
+  ) as worker on true
   left join lateral (
     select failure.error from tasklib.failure
     where failure.task_id = place.task_id
