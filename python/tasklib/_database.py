@@ -12,7 +12,7 @@ from tasklib._calls import Call
 from tasklib._connections import AsyncConnections, Connections
 from tasklib._options import merged
 from tasklib.config import Config
-from tasklib.errors import EventLoopRunning
+from tasklib.errors import EventLoopRunning, InvalidArguments
 from tasklib.models import Backoff, NewTask, Options
 from tasklib.registry import Registry, TaskFunction
 
@@ -63,6 +63,26 @@ class Database:
         return _calls.enqueue_many(
             [self._completed(registry.new(task, (), kwargs)) for task, kwargs in tasks]
         )
+
+    @staticmethod
+    def one_connection(
+        tasks: Iterable[tuple[Submitted, Mapping[str, Any]]], connection: object | None
+    ) -> object | None:
+        """Return the connection for all tasks: the one given, or the one bound to each of them.
+
+        Raises:
+            InvalidArguments: Some tasks are bound to another one.
+        """
+        bound = {id(found): found for task, _ in tasks for found in [connection_of(task)]}
+        if connection is not None:
+            bound.pop(id(None), None)
+            bound[id(connection)] = connection
+        if len(bound) > 1:
+            raise InvalidArguments(
+                "the tasks are bound to different connections",
+                hint="Give one for all: enqueue_many(tasks, connection=...).",
+            )
+        return next(iter(bound.values()), None)
 
     def open(self) -> None:
         """Make sure that the database can be reached."""

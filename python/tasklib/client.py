@@ -88,7 +88,9 @@ class TaskQueue:
         Returns:
             The ids, in the order of the pairs.
         """
-        return await self._database.arun(self._database.many(self.registry, tasks), connection)
+        given = list(tasks)
+        connection = self._database.one_connection(given, connection)
+        return await self._database.arun(self._database.many(self.registry, given), connection)
 
     async def get_task(self, task_id: TaskId) -> Task | None:
         """Read a task; None when there is none with this id."""
@@ -203,7 +205,9 @@ class SyncTaskQueue:
         connection: object | None = None,
     ) -> list[UUID]:
         """Enqueue pairs of a task and its arguments; see `TaskQueue.enqueue_many`."""
-        return self._database.run(self._database.many(self.registry, tasks), connection)
+        given = list(tasks)
+        connection = self._database.one_connection(given, connection)
+        return self._database.run(self._database.many(self.registry, given), connection)
 
     def get_task(self, task_id: TaskId) -> Task | None:
         """Read a task; None when there is none with this id."""

@@ -191,6 +191,21 @@ def test_many_tasks_go_with_one_transaction(queue: tasklib.SyncTaskQueue, make_c
     assert [task.name for task in queue.list_tasks()] == ["app.b", "app.a"]
 
 
+def test_many_tasks_bound_to_one_connection_go_with_it(
+    queue: tasklib.SyncTaskQueue, work: Any, make_conn: Any
+) -> None:
+    connection, other = make_conn(autocommit=False), make_conn()
+    bound = work.options(connection=connection)
+    queue.enqueue_many([(bound, {}), (bound.options(priority=1), {})])
+    assert queue.list_tasks() == []
+    connection.commit()
+    assert len(queue.list_tasks()) == 2
+
+    for mixed in ([(bound, {}), (work, {})], [(bound, {}), (work.options(connection=other), {})]):
+        with pytest.raises(InvalidArguments, match="different connections"):
+            queue.enqueue_many(mixed)
+
+
 def test_an_error_of_the_queue_is_tasklibs_on_any_connection(
     work: Any, make_conn: Any, engine: sqlalchemy.Engine
 ) -> None:
