@@ -50,6 +50,18 @@ def test_every_setting_is_explained() -> None:
     assert not [name for name in Config.model_fields if f"`{name}`" not in text]
 
 
+def test_every_environment_variable_is_explained() -> None:
+    pages = ("configuration", "command-line")
+    text = "".join((ROOT / f"docs/{page}.md").read_text() for page in pages)
+    settings = {f"TASKLIB_{name.upper()}" for name in Config.model_fields}
+    named = {
+        name
+        for file in ROOT.glob("python/tasklib/**/*.py")
+        for name in re.findall(r"TASKLIB_[A-Z_]*[A-Z]", file.read_text())
+    }
+    assert not [name for name in named - settings if not re.search(rf"`{name}[`=]", text)]
+
+
 @pytest.mark.parametrize("options", [TaskOptions, CallOptions])
 def test_every_option_of_a_task_is_explained(options: type) -> None:
     text = (ROOT / "docs/enqueue.md").read_text()
