@@ -69,8 +69,8 @@ begin
   end if;
   if exists (select from pg_catalog.pg_roles where rolname = 'tasklib_observer') then
     grant usage on schema tasklib to tasklib_observer;
-    grant select on tasklib.queue_stats, tasklib.task_stats, tasklib.worker_health, tasklib.stuck_tasks
-      to tasklib_observer;
+    grant select on tasklib.queue_stats, tasklib.task_stats, tasklib.worker_health,
+      tasklib.stuck_tasks, tasklib.tick_health to tasklib_observer;
     grant select (id, name, queue, state, retry_count, max_retries, next_retry_at, worker_id,
       locked_until, scheduled_at, created_at, started_at, completed_at, timeout_seconds, priority,
       attempt, cancel_requested_at, enqueued_by, progress) on tasklib.tasks to tasklib_observer;
@@ -81,7 +81,7 @@ begin
   if exists (select from pg_catalog.pg_roles where rolname = 'tasklib_admin') then
     grant usage on schema tasklib to tasklib_admin;
     grant select on tasklib.tasks, tasklib.failures, tasklib.queue_stats, tasklib.task_stats,
-      tasklib.worker_health, tasklib.stuck_tasks to tasklib_admin;
+      tasklib.worker_health, tasklib.stuck_tasks, tasklib.tick_health to tasklib_admin;
     grant execute on function
       tasklib.get(uuid),
       tasklib.list(text, text, text, jsonb, int, uuid),

@@ -249,3 +249,10 @@ from tasklib.waiting
   left join tasklib.gate on gate.key = waiting.key;
 comment on view tasklib.stuck_tasks is
   'Tasks that wait for something other than their turn, with the reason and what to do.';
+
+create or replace view tasklib.tick_health as
+select newest.at as last_tick_at,
+  extract(epoch from clock_timestamp() - newest.at)::float8 as seconds_since_tick
+from (select note.at from tasklib.horizon as note order by note.xid desc limit 1) as newest;
+comment on view tasklib.tick_health is
+  'When housekeeping was last done; no row when it never was. Workers tick each second: more than a minute means that nobody promotes delayed tasks or takes tasks from dead workers.';

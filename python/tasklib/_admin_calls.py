@@ -116,7 +116,7 @@ def stuck() -> Call[list[Record]]:
 
 def last_tick() -> Call[Any]:
     """Read when somebody did the housekeeping last; null when nobody ever did."""
-    return _value("select max(at) from tasklib.horizon", {})
+    return _value("select last_tick_at from tasklib.tick_health", {})
 
 
 # ---- the server ----------------------------------------------------------------------------------

@@ -378,3 +378,12 @@ create type tasklib.ticked as (
   more boolean
 );
 comment on type tasklib.ticked is 'What one tick did; more: call again at once, there is more to do.';
+
+-- A table that was never analyzed counts as ten full pages. Nine of those in one view look so costly that
+-- the server compiles the query, which takes longer than the query.
+analyze
+  tasklib.config, tasklib.task, tasklib.ready, tasklib.delayed, tasklib.waiting, tasklib.parked,
+  tasklib.running, tasklib.done, tasklib.failure, tasklib.allowance, tasklib.progress,
+  tasklib.tag, tasklib.cancel_request, tasklib.unique_key, tasklib.gate, tasklib.gate_check,
+  tasklib.worker, tasklib.task_type, tasklib.queue, tasklib.mark, tasklib.time_mark,
+  tasklib.horizon, tasklib.housekeeping;
