@@ -104,7 +104,8 @@ as $$
     join pg_locks as holder using (virtualtransaction)
   where writer.locktype = 'relation'
     and writer.database = (select oid from pg_database where datname = current_database())
-    and writer.relation in ('tasklib.ready'::regclass, 'tasklib.delayed'::regclass, 'tasklib.running'::regclass)
+    and writer.relation in (
+      'tasklib.ready'::regclass, 'tasklib.delayed'::regclass, 'tasklib.running'::regclass)
     and writer.mode = 'RowExclusiveLock'
     and holder.locktype = 'transactionid'
     and holder.mode = 'ExclusiveLock'
