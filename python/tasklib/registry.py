@@ -303,7 +303,7 @@ def _made(
         raise ConfigurationError(str(error)) from None
     made = TaskFunction(registry, func, name, defaults, localns)
     made.max_crashes = max_crashes
-    made.retry_for = (BaseException,) if retry_for is None else retry_for
+    made.retry_for = retry_for or made.retry_for
     made.give_up_on = give_up_on or ()
     return made
 

@@ -37,6 +37,22 @@ def test_wrong_arguments_written_by_sql_fail_for_good_and_say_why(
     assert result.value == 1
 
 
+def test_hundreds_of_bad_rows_fail_like_one(queue: SyncTaskQueue, drain: Any) -> None:
+    @queue.task(name="app.count")
+    def count(count: int) -> None: ...
+
+    @queue.task
+    def quick() -> None: ...
+
+    quick_ones = [(quick, {})] * 50  # so that the worker claims ahead
+    bad = [(queue.registry.tasks["app.count"].name, {}) for _ in range(500)]
+    queue.enqueue_many(quick_ones)
+    with SyncTaskQueue(queue.config) as elsewhere:
+        elsewhere.enqueue_many(bad)
+
+    assert drain(queue).failed == 500
+
+
 class Opaque: ...
 
 

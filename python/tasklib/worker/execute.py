@@ -44,15 +44,15 @@ class Executor:
         run.started = self._loop.time()
         task = self._registry.tasks.get(run.claimed.name)
         if task is None:
-            self._end(run, Outcome("released", ends.RELEASED.text, "no such task here"))
+            self._end_soon(run, Outcome("released", ends.RELEASED.text, "no such task here"))
             return
         try:
             kwargs = task.arguments.load(run.claimed.kwargs)
         except InvalidArguments as error:
-            self._end(run, ends.impossible(error))
+            self._end_soon(run, ends.impossible(error))
             return
         except Exception as error:  # a validator of the user's own types
-            self._end(run, ends.raised(error, task))
+            self._end_soon(run, ends.raised(error, task))
             return
         if run.claimed.timeout_seconds is not None:
             seconds = run.claimed.timeout_seconds
@@ -63,6 +63,7 @@ class Executor:
             run.handle = self._loop.create_task(
                 self._run_async(run, task, kwargs), name=task.name, context=context
             )
+            run.handle.add_done_callback(lambda handle: self._end_unbegun(run, handle))
         else:
             self._threads.submit(lambda: context.run(self._run_sync, run, task, kwargs))
 
@@ -111,6 +112,15 @@ class Executor:
         run.timer = self._loop.call_later(
             GRACE_SECONDS, lambda: self._settle(run, ends.timed_out(seconds))
         )
+
+    def _end_unbegun(self, run: Run, handle: asyncio.Task[None]) -> None:
+        # Interrupted before its first step, it had no chance to say so itself.
+        if handle.cancelled():
+            self._end(run, _interrupted(run) or ends.RELEASED)
+
+    def _end_soon(self, run: Run, end: Outcome) -> None:
+        # Not at once: a slot that is freed while it is filled would fill it again, and so on.
+        self._loop.call_soon(self._end, run, end)
 
     def _end(self, run: Run, end: Outcome) -> None:
         if run.timer is not None:

@@ -121,6 +121,9 @@ class Shift:
     def _start_waiting(self) -> None:
         while self._waiting and len(self._busy) < self._settings.concurrency:
             run = self._waiting.popleft()
+            if run.stop_reason is not None:  # cancelled or lost before it began
+                self._settle(run, ends.RELEASED)
+                continue
             self._busy.add(run)
             if log.isEnabledFor(logging.DEBUG):
                 log.debug("%s starts", run.claimed.name, extra=run.log)
