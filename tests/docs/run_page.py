@@ -21,10 +21,12 @@ import shutil
 import signal
 import subprocess
 import sys
+import time
 import tomllib
 import types
 from pathlib import Path
 
+import psycopg
 import yaml
 from snippets import PARSED, Snippet, missing, parse
 
@@ -86,6 +88,11 @@ class Page:
             self._psql.communicate()
         self._loop.close()
 
+    def kill(self) -> None:
+        """End what goes on, whatever comes of it."""
+        for _, process in self._others:
+            process.kill()
+
     def _write(self, name: str, text: str) -> None:
         path = Path(name)
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -139,9 +146,7 @@ class Page:
         for part in words[1:]:
             command, shown = _split(part)
             if snippet.marker == "second terminal":
-                self._others.append(
-                    (command, subprocess.Popen(shlex.split(command), stdin=subprocess.DEVNULL))
-                )
+                self._start(command)
                 continue
             ran = subprocess.run(
                 ["bash", "-c", f"set -o pipefail; {command}"],
@@ -155,6 +160,17 @@ class Page:
                 raise Failure(f"$ {command}\nexit code {ran.returncode}:\n{ran.stdout}")
             if line := missing(shown, ran.stdout):
                 raise Failure(f"$ {command}\nno such line: {line}\n{ran.stdout}")
+
+    def _start(self, command: str) -> None:
+        """Start a worker that goes on; readers look at it when it has said hello."""
+        process = subprocess.Popen(shlex.split(command), stdin=subprocess.DEVNULL)
+        self._others.append((command, process))
+        with psycopg.connect(self.url, autocommit=True) as connection:
+            for _ in range(300):
+                if connection.execute("select 1 from tasklib.worker_health where alive").fetchone():
+                    return
+                time.sleep(0.1)
+        raise Failure(f"{command}: no worker registered")
 
     def _expect(self, snippet: Snippet, output: str) -> None:
         if snippet.output and (line := missing(snippet.output, output)):
@@ -183,6 +199,7 @@ def main(path: Path) -> None:
     except BaseException as error:
         where = f"{path}:{snippet.line}" if snippet else str(path)
         print(f"{where}: {type(error).__name__}: {error}", file=sys.stderr)
+        page.kill()
         raise
 
 
