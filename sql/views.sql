@@ -253,6 +253,8 @@ comment on view tasklib.stuck_tasks is
 create or replace view tasklib.tick_health as
 select newest.at as last_tick_at,
   extract(epoch from clock_timestamp() - newest.at)::float8 as seconds_since_tick
-from (select note.at from tasklib.horizon as note order by note.xid desc limit 1) as newest;
+from (
+  select (select note.at from tasklib.horizon as note order by note.xid desc limit 1) as at
+) as newest;
 comment on view tasklib.tick_health is
-  'When housekeeping was last done; no row when it never was. Workers tick each second: more than a minute means that nobody promotes delayed tasks or takes tasks from dead workers.';
+  'When housekeeping was last done, in one row; nulls when it never was. Workers tick each second: more than a minute means that nobody promotes delayed tasks or takes tasks from dead workers.';

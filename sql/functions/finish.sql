@@ -267,7 +267,7 @@ begin
   case outcome ->> 'state'
     when 'failed' then
       perform tasklib._fail(run, outcome ->> 'error', coalesce((outcome ->> 'retry')::boolean, true),
-        tasklib._seconds((outcome -> 'retry_in')::numeric), coalesce(outcome ->> 'cause', 'error'));
+        tasklib._seconds(nullif(outcome -> 'retry_in', 'null')::numeric), coalesce(outcome ->> 'cause', 'error'));
     when 'released' then
       perform tasklib._release(run);
     when 'snoozed' then

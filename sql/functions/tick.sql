@@ -134,11 +134,16 @@ begin
     delete from tasklib.mark;
     delete from tasklib.time_mark;
     delete from tasklib.horizon;
+    perform setval('tasklib.position', greatest(
+      (select position.last_value from tasklib.position),
+      v_note.pos,
+      (select max(ready.pos) from tasklib.ready),
+      (select max(waiting.pos) from tasklib.waiting)));
   end if;
 end;
 $$;
 comment on function tasklib._reset_marks() is
-  'Internal. Forgets all marks when the sequence of positions, or the counter of transactions, is behind them.';
+  'Internal. Forgets all marks when the sequence of positions, or the counter of transactions, is behind them, and puts the sequence behind the positions in use.';
 
 create or replace function tasklib._promote(max_rows int, safe_at timestamptz)
   returns int
