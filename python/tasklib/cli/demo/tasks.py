@@ -3,14 +3,12 @@
 Nothing in here knows about the demo's workers, or that one of them is killed.
 """
 
-import atexit
 import os
+import threading
 from collections import Counter
-from functools import cache
 from pathlib import PurePath
 
-from psycopg import AsyncConnection, Connection
-from psycopg_pool import ConnectionPool
+from psycopg import AsyncConnection, Connection, connect
 
 from tasklib import Backoff, Snooze, task
 
@@ -23,40 +21,42 @@ QUEUE = "tasklib_demo"
 SOON = Backoff(base_seconds=0.3)
 
 
-@cache
-def database() -> ConnectionPool[Connection]:
-    """Open this process's connections for the tasks' own tables."""
-    pool = ConnectionPool[Connection](os.environ["TASKLIB_DATABASE_URL"], min_size=1, max_size=4)
-    atexit.register(pool.close)
-    return pool
+_threads = threading.local()
+
+
+def database() -> Connection:
+    """Return this thread's connection for the tasks' own tables: the worker keeps its threads."""
+    connection: Connection | None = getattr(_threads, "connection", None)
+    if connection is None or connection.closed:
+        connection = connect(os.environ["TASKLIB_DATABASE_URL"], autocommit=True)
+        _threads.connection = connection
+    return connection
 
 
 @task(name="demo.index_document", queue=QUEUE, max_retries=2, backoff=SOON)
 def index_document(document_id: int, path: str) -> int:
     """Hash a file and count its words. A task may run twice, so it writes what it found, not +1."""
     content = read_content(path)
-    with database().connection() as connection:
-        connection.execute(
-            """
-            insert into tasklib_demo.document_index (document_id, sha256, bytes, words, indexed_by)
-            values (%s, %s, %s, %s, %s)
-            on conflict (document_id) do update
-            set sha256 = excluded.sha256,
-                bytes = excluded.bytes,
-                words = excluded.words,
-                indexed_by = excluded.indexed_by,
-                runs = document_index.runs + 1
-            """,
-            (document_id, content.sha256, content.bytes, content.words, os.getpid()),
-        )
+    database().execute(
+        """
+        insert into tasklib_demo.document_index (document_id, sha256, bytes, words, indexed_by)
+        values (%s, %s, %s, %s, %s)
+        on conflict (document_id) do update
+        set sha256 = excluded.sha256,
+            bytes = excluded.bytes,
+            words = excluded.words,
+            indexed_by = excluded.indexed_by,
+            runs = document_index.runs + 1
+        """,
+        (document_id, content.sha256, content.bytes, content.words, os.getpid()),
+    )
     return content.words
 
 
 @task(name="demo.count_kinds", queue=QUEUE, priority=100, backoff=SOON)
 def count_kinds() -> dict[str, int]:
     """Count the documents by the endings of their names. Its priority puts it before all others."""
-    with database().connection() as connection:
-        paths = connection.execute("select path from tasklib_demo.document").fetchall()
+    paths = database().execute("select path from tasklib_demo.document").fetchall()
     kinds = Counter(PurePath(path).suffix or "(none)" for (path,) in paths)
     return dict(kinds.most_common(5))
 
