@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import os
+import time
 
 import pytest
 
@@ -75,14 +76,17 @@ def fill_delayed(conn, count, priority):
 
 
 def claim_cost(conn, worker):
-    """Return the pages that a claim of ten touches; the claim is undone."""
+    """Return the pages that a claim of ten touches; the claims are undone."""
     run(conn, "begin")
     try:
-        # the first call reads catalogs and plans
+        # the first calls read catalogs and plan; what other sessions create makes one do so again
         claim(conn, worker, 10)
         claim(conn, worker, 10)
-        cost = buffers(conn, "select from tasklib.claim(%s, '{default}', 10)", worker)
-        assert one(conn, "select count(*) from tasklib.running") == 30
+        cost = min(
+            buffers(conn, "select from tasklib.claim(%s, '{default}', 10)", worker)
+            for _ in range(3)
+        )
+        assert one(conn, "select count(*) from tasklib.running") == 50
         return cost
     finally:
         run(conn, "rollback")
@@ -221,15 +225,30 @@ def empty_lanes(conn, worker):
         finish(conn, worker, held)
 
 
+def vacuum(conn):
+    """Vacuum as autovacuum would, and wait until the statistics know it."""
+    # a session reports what it deleted at most once a second
+    run(conn, "select pg_sleep(1.1)")
+    for _ in range(50):
+        run(conn, "vacuum tasklib.ready, tasklib.mark")
+        run(conn, "select pg_stat_clear_snapshot()")
+        if one(conn, "select pg_stat_get_dead_tuples('tasklib.ready'::regclass)") < 1000:
+            return
+        time.sleep(0.1)
+    raise AssertionError("the statistics still count dead rows")
+
+
 def test_a_claim_costs_little_more_behind_200_empty_lanes(
     conn, make_conn, worker, usual, statistics
 ):
     empty_lanes(conn, worker)
     settle(conn, statistics)
     tick(conn)
-    run(conn, "vacuum tasklib.ready")
+    vacuum(conn)
     advance(conn, "20 seconds")
     tick(conn)
+    assert one(conn, "select count(*) from tasklib.mark") == 0
+    vacuum(conn)
     enqueue_many(conn, *[{"name": "t", "priority": -1}] * 200)
 
     check(conn, make_conn, worker, usual, 1.5)
@@ -247,7 +266,7 @@ def test_a_lane_that_a_snapshot_keeps_full_of_dead_rows_costs_a_claim_two_look_u
         tick(conn)
     enqueue_many(conn, *[{"name": "t", "priority": -1}] * 200)
 
-    check(conn, make_conn, worker, usual + 200 * 8, 1)
+    assert claim_cost(conn, worker) <= usual + 200 * 8
 
 
 @pytest.fixture
