@@ -156,7 +156,7 @@ def test_a_task_that_comes_back_is_never_below_the_mark(conn, make_conn, worker,
                 complete(slow, worker, held)
             case "reschedule":
                 call(slow, "reschedule", id=second, priority=0)
-            case "unpark":
+            case _:
                 enqueue(slow, "later")
         turn_over(conn, worker)
 
