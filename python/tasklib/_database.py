@@ -12,7 +12,7 @@ from tasklib._calls import Call
 from tasklib._connections import AsyncConnections, Connections
 from tasklib._options import merged
 from tasklib.config import Config
-from tasklib.errors import EventLoopRunning, InvalidArguments
+from tasklib.errors import EventLoopRunning, InvalidArguments, TaskLibError
 from tasklib.models import Backoff, NewTask, Options
 from tasklib.registry import Registry, TaskFunction
 
@@ -59,10 +59,19 @@ class Database:
     def many(
         self, registry: Registry, tasks: Iterable[tuple[Submitted, Mapping[str, Any]]]
     ) -> Call[list[UUID]]:
-        """Check pairs of a task and its arguments, and make the call that enqueues them."""
-        return _calls.enqueue_many(
-            [self._completed(registry.new(task, (), kwargs)) for task, kwargs in tasks]
-        )
+        """Check pairs of a task and its arguments, and make the call that enqueues them.
+
+        Raises:
+            TaskLibError: Of the class that the first bad pair alone would raise; it names the pair.
+        """
+        checked: list[NewTask] = []
+        for index, (task, kwargs) in enumerate(tasks):
+            try:
+                checked.append(self._completed(registry.new(task, (), kwargs)))
+            except TaskLibError as error:
+                message = f"tasks[{index}]: {error.args[0]}"
+                raise type(error)(message, hint=error.hint) from error
+        return _calls.enqueue_many(checked)
 
     @staticmethod
     def one_connection(

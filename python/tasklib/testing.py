@@ -183,7 +183,7 @@ def assert_enqueued(
     if not found if count is None else len(found) != count:
         wanted = "at least one" if count is None else count
         others = [each.kwargs for each in pending]
-        pytest.fail(
+        raise AssertionError(
             f"{wanted} pending {name} with kwargs={kwargs} queue={queue} tags={tags} wanted, "
             f"{len(found)} found; pending are {others}"
         )

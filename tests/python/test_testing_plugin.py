@@ -53,7 +53,7 @@ def test_what_is_pending_can_be_asserted(tasklib_database):
     (task,) = assert_enqueued(add, kwargs={"a": 1}, queue="mail", tags={"x": 1}, count=1)
     assert task.kwargs == {"a": 1, "b": 1}
     assert_not_enqueued(add, kwargs={"a": 2})
-    with pytest.raises(pytest.fail.Exception, match="at least one pending app.add"):
+    with pytest.raises(AssertionError, match="at least one pending app.add"):
         assert_enqueued(add, kwargs={"a": 2})
 
 def test_inline_runs_tasks_where_they_are_submitted(tasklib_inline):

@@ -49,18 +49,25 @@ class TaskWorker:
         drain: bool = False,
         handle_signals: bool = True,
     ) -> None:
-        if concurrency < 1 or poll_interval <= 0:
+        if not (concurrency >= 1 and poll_interval > 0):
             raise ConfigurationError(
                 f"concurrency={concurrency!r}, poll_interval={poll_interval!r}: both are above 0"
             )
         self.config = config or database().config
         self.registry = default_registry if registry is None else registry
         self.stats = WorkerStats()
+        if queues is not None:
+            queues = [queues] if isinstance(queues, str) else list(queues)
+            if not queues:
+                raise ConfigurationError(
+                    "queues is empty: the worker would never find anything",
+                    hint="Leave it out for every queue that a registered task names.",
+                )
         timeout = shutdown_timeout
         self._settings = Settings(
             config=self.config,
             registry=self.registry,
-            queues=[queues] if isinstance(queues, str) else list(queues or self.registry.queues()),
+            queues=self.registry.queues() if queues is None else queues,
             concurrency=concurrency,
             poll_interval=poll_interval,
             name=name or f"{socket.gethostname()}:{os.getpid()}",
