@@ -219,6 +219,18 @@ def free_run(url: str, tasks: int, rounds: int) -> None:
         print(f"beside it: tick {housekeeping:.2f}, autovacuum {vacuum:.2f} us/task of both queues")
         mine, theirs = (statistics.median(r[0] for r in figures[q.name]) for q in queues)
         print(f"ratio tasklib / classic: CPU {mine / theirs:.2f}")
+        print(f"deleting finished tasks: {purge_cost(queues[0]):.1f} us/task")
+
+
+def purge_cost(queue: Queue) -> float:
+    """CPU microseconds for each finished task that purge deletes."""
+    deleted, cpu = 0, cpu_seconds(queue.connection)
+    while True:
+        row = queue.connection.execute("select tasklib.purge('0')").fetchone()
+        assert row is not None
+        deleted += row[0]
+        if row[0] == 0:
+            return (cpu_seconds(queue.connection) - cpu) / max(deleted, 1) * 1e6
 
 
 def tick(observer: psycopg.Connection[tuple[object, ...]]) -> None:
