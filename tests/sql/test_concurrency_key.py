@@ -323,3 +323,22 @@ def test_thousands_of_keys_in_one_transaction_need_no_lock_each(conn, worker):
             enqueue_many(conn, *tasks)
 
     assert len(claim(conn, worker, 100)) == 100
+
+
+@pytest.mark.parametrize("handed", [False, True])
+def test_a_claim_that_keeps_house_does_not_hand_over_the_gate_it_has_just_taken(
+    conn, worker, handed
+):
+    first, second, *_ = line(conn, 4)
+    if handed:
+        held = claim_one(conn, worker)
+        claim(conn, worker)
+        complete(conn, worker, held)
+    # another session found the gate locked a moment ago
+    run(
+        conn,
+        "insert into tasklib.gate_check (key) select key from tasklib.ready limit 1",
+    )
+    run(conn, "update tasklib.horizon set at = at - interval '2 seconds'")
+
+    assert [h.id for h in claim(conn, worker, 10)] == [second if handed else first]
