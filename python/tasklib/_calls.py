@@ -12,7 +12,8 @@ from dataclasses import dataclass
 from typing import Any, Generic, LiteralString, TypeVar, cast
 from uuid import UUID
 
-from tasklib.models import JSON, Claimed, NewTask, Task, Ticked
+from tasklib.errors import InvalidArguments
+from tasklib.models import JSON, NewTask, Task
 
 T = TypeVar("T")
 Row = tuple[Any, ...]
@@ -69,7 +70,7 @@ def enqueue(task: NewTask) -> Call[UUID]:
         "unique_until": options.unique_until or "finished",
         "backoff": options.backoff and options.backoff.model_dump_json(),
     }
-    return Call(_ENQUEUE, params, _uuid)
+    return Call(_ENQUEUE, params, the_uuid)
 
 
 def enqueue_many(tasks: Sequence[NewTask]) -> Call[list[UUID]]:
@@ -77,7 +78,7 @@ def enqueue_many(tasks: Sequence[NewTask]) -> Call[list[UUID]]:
     return Call(
         "select id from tasklib.enqueue_many(tasks => %(tasks)s::jsonb)",
         {"tasks": f"[{','.join(map(_as_element, tasks))}]"},
-        lambda rows: [_as_uuid(row[0]) for row in rows],
+        lambda rows: [as_uuid(row[0]) for row in rows],
     )
 
 
@@ -116,6 +117,7 @@ _TASK_FIELDS = tuple(
     for field in _TASK.strip().removeprefix("select").split(",")
 )
 _JSON_FIELDS = ("kwargs", "result", "tags", "headers")
+MOST_LISTED = 1000
 
 
 def get(task_id: UUID) -> Call[Task | None]:
@@ -135,7 +137,17 @@ def list_tasks(
     limit: int,
     before: UUID | None,
 ) -> Call[list[Task]]:
-    """Read tasks, newest first."""
+    """Read tasks, newest first.
+
+    Raises:
+        InvalidArguments: The limit is out of range. The database says so, too, but of an argument
+            that has another name there.
+    """
+    if type(limit) is not int or not 1 <= limit <= MOST_LISTED:
+        raise InvalidArguments(
+            f"limit={limit!r} is not 1 to {MOST_LISTED}",
+            hint="Go on after a page with before=, the id of its last task.",
+        )
     return Call(
         _TASK
         + """from tasklib.list(
@@ -163,130 +175,12 @@ def retry(task_id: UUID) -> Call[str]:
     return Call("select tasklib.retry(id => %(id)s::uuid)", {"id": str(task_id)}, _text)
 
 
-# ---- the worker's --------------------------------------------------------------------------------
-
-
-def register_worker(
-    name: str | None,
-    lease_seconds: float,
-    task_types: Sequence[Mapping[str, object]],
-    info: Mapping[str, object],
-) -> Call[UUID]:
-    """Register one start of a worker process."""
-    return Call(
-        """select tasklib.register_worker(
-          name => %(name)s::text, lease => %(lease_seconds)s::float8 * interval '1 second',
-          task_types => %(task_types)s::jsonb, info => %(info)s::jsonb)""",
-        {
-            "name": name,
-            "lease_seconds": lease_seconds,
-            "task_types": json.dumps(list(task_types)),
-            "info": json.dumps(dict(info)),
-        },
-        _uuid,
-    )
-
-
-def claim(worker_id: UUID, queues: Sequence[str], max_tasks: int) -> Call[list[Claimed]]:
-    """Take due tasks, best first."""
-    return Call(
-        """select id, attempt, name, queue, kwargs::text, retry_count, max_retries,
-          timeout_seconds, tags::text, headers::text
-        from tasklib.claim(worker_id => %(worker_id)s::uuid, queues => %(queues)s::text[],
-          max_tasks => %(max_tasks)s::int)""",
-        {"worker_id": str(worker_id), "queues": list(queues), "max_tasks": max_tasks},
-        lambda rows: [Claimed(_as_uuid(row[0]), *row[1:]) for row in rows],
-    )
-
-
-def idle(worker_id: UUID, queues: Sequence[str], max_wait_seconds: float) -> Call[float]:
-    """Say that the worker goes to sleep; the answer is how many seconds it may."""
-    return Call(
-        """select tasklib.idle(worker_id => %(worker_id)s::uuid, queues => %(queues)s::text[],
-          max_wait => %(max_wait)s::float8 * interval '1 second')""",
-        {"worker_id": str(worker_id), "queues": list(queues), "max_wait": max_wait_seconds},
-        lambda rows: float(rows[0][0]),
-    )
-
-
-def finish(
-    worker_id: UUID, ids: Sequence[UUID], attempts: Sequence[int], outcomes: Sequence[str]
-) -> Call[list[str]]:
-    """End attempts; ``outcomes`` are JSON texts. The answers are statuses in the same order."""
-    return Call(
-        """select tasklib.finish(worker_id => %(worker_id)s::uuid, ids => %(ids)s::uuid[],
-          attempts => %(attempts)s::int[], outcomes => %(outcomes)s::jsonb)""",
-        {
-            "worker_id": str(worker_id),
-            "ids": [str(task_id) for task_id in ids],
-            "attempts": list(attempts),
-            "outcomes": f"[{','.join(outcomes)}]",
-        },
-        lambda rows: [row[0] for row in rows],
-    )
-
-
-def heartbeat(worker_id: UUID) -> Call[list[UUID]]:
-    """Renew the worker's lease; the answers are the tasks that it shall cancel."""
-    return Call(
-        "select tasklib.heartbeat(worker_id => %(worker_id)s::uuid)",
-        {"worker_id": str(worker_id)},
-        _uuids,
-    )
-
-
-def cancel_requests(worker_id: UUID) -> Call[list[UUID]]:
-    """Read which of the worker's tasks it shall cancel."""
-    return Call(
-        "select tasklib.cancel_requests(worker_id => %(worker_id)s::uuid)",
-        {"worker_id": str(worker_id)},
-        _uuids,
-    )
-
-
-def set_progress(
-    task_id: UUID, worker_id: UUID, attempt: int, fraction: float, message: str | None
-) -> Call[None]:
-    """Store how far a running task is."""
-    return Call(
-        """select tasklib.set_progress(id => %(id)s::uuid, worker_id => %(worker_id)s::uuid,
-          attempt => %(attempt)s::int, fraction => %(fraction)s::float8,
-          message => %(message)s::text)""",
-        {
-            "id": str(task_id),
-            "worker_id": str(worker_id),
-            "attempt": attempt,
-            "fraction": fraction,
-            "message": message,
-        },
-        lambda _rows: None,
-    )
-
-
-def tick() -> Call[Ticked | None]:
-    """Do a bounded piece of housekeeping; None when another session is at it."""
-    return Call(
-        "select promoted, reclaimed, timed_out, purged, more from tasklib.tick()",
-        {},
-        lambda rows: Ticked(*rows[0]) if rows else None,
-    )
-
-
-LISTEN: LiteralString = "listen tasklib"
+# ---- the connection ------------------------------------------------------------------------------
 
 
 def backend_pid() -> Call[int]:
     """Read which server process answers."""
     return Call("select pg_backend_pid()", {}, lambda rows: int(rows[0][0]))
-
-
-def deregister_worker(worker_id: UUID) -> Call[int]:
-    """End a registration; the answer is how many tasks were handed back."""
-    return Call(
-        "select tasklib.deregister_worker(worker_id => %(worker_id)s::uuid)",
-        {"worker_id": str(worker_id)},
-        lambda rows: int(rows[0][0]),
-    )
 
 
 # ---- reading -------------------------------------------------------------------------------------
@@ -313,16 +207,14 @@ def _json_or_none(value: Mapping[str, Any] | None) -> str | None:
     return None if value is None else json.dumps(value)
 
 
-def _as_uuid(value: object) -> UUID:
+def as_uuid(value: object) -> UUID:
+    """Read a UUID, which some drivers return as text."""
     return value if isinstance(value, UUID) else UUID(cast("str", value))
 
 
-def _uuid(rows: Rows) -> UUID:
-    return _as_uuid(rows[0][0])
-
-
-def _uuids(rows: Rows) -> list[UUID]:
-    return [_as_uuid(row[0]) for row in rows]
+def the_uuid(rows: Rows) -> UUID:
+    """Read the one UUID of an answer."""
+    return as_uuid(rows[0][0])
 
 
 def _text(rows: Rows) -> str:

@@ -152,7 +152,7 @@ def list_tasks(
     limit: int = 50,
     before: TaskId | None = None,
 ) -> list[Task]:
-    """Read tasks, newest first, blocking; ``before`` is the last id of the page before."""
+    """Read tasks, newest first, blocking; see `alist_tasks`."""
     after = None if before is None else as_id(before)
     return database().run(_calls.list_tasks(state, name, queue, tags, limit, after))
 
@@ -166,7 +166,7 @@ async def alist_tasks(
     limit: int = 50,
     before: TaskId | None = None,
 ) -> list[Task]:
-    """Read tasks, newest first; ``before`` is the last id of the page before."""
+    """Read tasks, newest first, 1000 at most; ``before`` is the last id of the page before."""
     after = None if before is None else as_id(before)
     return await database().arun(_calls.list_tasks(state, name, queue, tags, limit, after))
 

@@ -172,7 +172,9 @@ def pending(
     tags: Mapping[str, Any] | None,
 ) -> tuple[list[Task], list[Task]]:
     """Return all pending tasks of a name, and those that fit."""
-    tasks = database().run(_calls.list_tasks("pending", name, queue, tags, 1000, None))
+    tasks = database().run(
+        _calls.list_tasks("pending", name, queue, tags, _calls.MOST_LISTED, None)
+    )
     wanted = dict(kwargs or {})
 
     def fits(task: Task) -> bool:

@@ -106,7 +106,7 @@ class TaskQueue:
         limit: int = 50,
         before: TaskId | None = None,
     ) -> list[Task]:
-        """Read tasks, newest first; ``before`` is the last id of the page before."""
+        """Read tasks, newest first, 1000 at most; ``before`` is the last id of the page before."""
         after = None if before is None else as_id(before)
         return await self.run(_calls.list_tasks(state, name, queue, tags, limit, after))
 
@@ -223,7 +223,7 @@ class SyncTaskQueue:
         limit: int = 50,
         before: TaskId | None = None,
     ) -> list[Task]:
-        """Read tasks, newest first; ``before`` is the last id of the page before."""
+        """Read tasks, newest first, 1000 at most; ``before`` is the last id of the page before."""
         after = None if before is None else as_id(before)
         return self.run(_calls.list_tasks(state, name, queue, tags, limit, after))
 

@@ -8,7 +8,7 @@ from uuid import uuid4
 import pytest
 
 import tasklib
-from tasklib import EventLoopRunning, SyncTaskQueue, TaskQueue, _calls, _default
+from tasklib import EventLoopRunning, SyncTaskQueue, TaskQueue, _calls, _default, _worker_calls
 from tasklib._calls import Call
 from tasklib.models import NewTask
 
@@ -27,14 +27,14 @@ CALLS: list[Call[Any]] = [
     _calls.list_tasks(None, None, None, None, 1, None),
     _calls.cancel(A),
     _calls.retry(A),
-    _calls.register_worker(None, 1, [], {}),
-    _calls.claim(A, [], 1),
-    _calls.idle(A, [], 1),
-    _calls.finish(A, [], [], []),
-    _calls.heartbeat(A),
-    _calls.cancel_requests(A),
-    _calls.set_progress(A, A, 1, 0, None),
-    _calls.deregister_worker(A),
+    _worker_calls.register_worker(None, 1, [], {}),
+    _worker_calls.claim(A, [], 1),
+    _worker_calls.idle(A, [], 1),
+    _worker_calls.finish(A, [], [], []),
+    _worker_calls.heartbeat(A),
+    _worker_calls.cancel_requests(A),
+    _worker_calls.set_progress(A, A, 1, 0, None),
+    _worker_calls.deregister_worker(A),
 ]
 
 

@@ -8,7 +8,7 @@ import logging
 from dataclasses import dataclass
 from uuid import UUID
 
-from tasklib import _calls
+from tasklib import _worker_calls
 from tasklib.config import Config
 from tasklib.errors import DatabaseUnavailable, WorkerNotRegistered
 from tasklib.registry import Registry
@@ -91,7 +91,7 @@ class Fetcher:
             seconds: How long to try; None tries for ever.
         """
         settings = self._settings
-        call = _calls.register_worker(
+        call = _worker_calls.register_worker(
             settings.name,
             settings.config.lock_timeout_seconds,
             task_types(settings.registry, settings.config),
@@ -120,7 +120,9 @@ class Fetcher:
         is_planned = self._loop.time() >= self._pace.next_look
         self.look_now = False
         try:
-            claimed = await self._link.run(_calls.claim(worker_id, self._settings.queues, room))
+            claimed = await self._link.run(
+                _worker_calls.claim(worker_id, self._settings.queues, room)
+            )
         except WorkerNotRegistered as error:
             raise Unregistered(worker_id) from error
         except Exception as error:
@@ -159,11 +161,11 @@ class Fetcher:
         self.is_dry = self._is_swept and not found
         self._is_swept = False
         if not found:
-            ticked = await self._link.persist(_calls.tick())
+            ticked = await self._link.persist(_worker_calls.tick())
             self._is_swept = ticked is not None and not ticked.more
 
     async def _tell_that_it_sleeps(self, worker_id: UUID) -> float | None:
-        call = _calls.idle(worker_id, self._settings.queues, ARMED_SECONDS)
+        call = _worker_calls.idle(worker_id, self._settings.queues, ARMED_SECONDS)
         with contextlib.suppress(WorkerNotRegistered):
             return await self._link.persist(call)
         return None

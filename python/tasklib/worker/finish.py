@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 import psycopg
 
-from tasklib import _calls
+from tasklib import _worker_calls
 from tasklib.errors import TaskLibError, WorkerNotRegistered
 from tasklib.worker import outcome as ends
 from tasklib.worker.context import Run
@@ -91,7 +91,7 @@ class Finisher:
 
     async def _settle(self, group: Sequence[Ended]) -> list[str]:
         """Send the outcomes of one registration, again and again until they are answered."""
-        call = _calls.finish(
+        call = _worker_calls.finish(
             group[0][0].worker_id,
             [run.claimed.id for run, _ in group],
             [run.claimed.attempt for run, _ in group],

@@ -14,7 +14,7 @@ from collections.abc import Callable
 from typing import TypeVar
 from uuid import UUID
 
-from tasklib import _calls, _connections
+from tasklib import _connections, _worker_calls
 from tasklib._calls import Call
 from tasklib._connections import Connection
 from tasklib.config import Config
@@ -89,7 +89,7 @@ class Heartbeat(threading.Thread):
                 self._store_progress(run)
         if not self._board.registrations():
             return ROUND_SECONDS
-        ticked = self._call(_calls.tick())
+        ticked = self._call(_worker_calls.tick())
         if ticked is not None and ticked.more:
             return 0.0
         # Out of step with other workers: they take turns at housekeeping.
@@ -101,10 +101,10 @@ class Heartbeat(threading.Thread):
         due = self._renewed.get(worker_id, -1e9) + self._config.lock_timeout_seconds / 4
         # Half a round early: the next look may come a whole round later.
         if now + ROUND_SECONDS / 2 >= due:
-            asked = self._call(_calls.heartbeat(worker_id))
+            asked = self._call(_worker_calls.heartbeat(worker_id))
             self._renewed[worker_id] = now
         elif self._board.runs():
-            asked = self._call(_calls.cancel_requests(worker_id))
+            asked = self._call(_worker_calls.cancel_requests(worker_id))
         else:
             return
         if asked:
@@ -116,7 +116,9 @@ class Heartbeat(threading.Thread):
             return
         claimed = run.claimed
         try:
-            self._call(_calls.set_progress(claimed.id, run.worker_id, claimed.attempt, *progress))
+            self._call(
+                _worker_calls.set_progress(claimed.id, run.worker_id, claimed.attempt, *progress)
+            )
         except LeaseLost:
             pass
         except TaskLibError as error:

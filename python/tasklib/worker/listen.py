@@ -6,7 +6,7 @@ import asyncio
 import logging
 from collections.abc import Callable
 
-from tasklib import _calls, _connections
+from tasklib import _calls, _connections, _worker_calls
 from tasklib._connections import AsyncConnection
 from tasklib.config import Config
 from tasklib.worker.link import is_infrastructure, pause_after
@@ -62,7 +62,7 @@ class Listener:
                 failures += 1
 
     async def _hear(self, connection: AsyncConnection) -> None:
-        await connection.execute(_calls.LISTEN)
+        await connection.execute(_worker_calls.LISTEN)
         self.is_listening = True
         self._wake()  # what came while nobody listened
         while True:

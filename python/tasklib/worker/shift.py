@@ -10,7 +10,7 @@ from collections.abc import Callable
 from typing import Any
 from uuid import UUID
 
-from tasklib import _calls
+from tasklib import _worker_calls
 from tasklib.errors import WorkerNotRegistered
 from tasklib.worker import outcome as ends
 from tasklib.worker.board import Board, mark
@@ -228,7 +228,7 @@ class Shift:
         self._board.forget(worker_id)
         try:
             async with asyncio.timeout(LEAVE_SECONDS):
-                await self._link.persist(_calls.deregister_worker(worker_id), LEAVE_SECONDS)
+                await self._link.persist(_worker_calls.deregister_worker(worker_id), LEAVE_SECONDS)
         except WorkerNotRegistered:
             return
         except Exception as error:
