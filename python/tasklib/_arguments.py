@@ -28,6 +28,13 @@ SUBMIT_OPTIONS = frozenset(
     }
 )
 _NUL = re.compile(rb"(?<!\\)(?:\\\\)*\\u0000")
+# What to do about a value that no annotation helps, by a word of what is wrong with it.
+_REMEDIES = {
+    "NUL": "Take the NUL characters out, or send the value as base64 text.",
+    "surrogates": "Text with half a character in it, as names of files can have, is not UTF-8: "
+    "send the bytes (of a name: os.fsencode) as base64 text.",
+    "invalid utf-8": "Send bytes that are not UTF-8 as base64 text.",
+}
 
 
 class Arguments:
@@ -72,7 +79,8 @@ class Arguments:
         except _Lost as error:
             raise InvalidArguments(
                 f"{self._label}: JSON cannot hold {_shown(named)}: {error}",
-                hint="Annotate the parameter with the type that it shall be read back as.",
+                hint=_remedy(error)
+                or "Annotate the parameter with the type that it shall be read back as.",
             ) from error
 
     def load(self, text: str) -> dict[str, Any]:
@@ -104,7 +112,8 @@ class Arguments:
             _refuse_nul(text)
         except (ValueError, RecursionError, _Lost) as error:
             raise InvalidResult(
-                f"{self._label} returned {_shown(value)}, which JSON cannot hold: {error}"
+                f"{self._label} returned {_shown(value)}, which JSON cannot hold: {error}",
+                hint=_remedy(error),
             ) from error
         return text.decode()
 
@@ -205,7 +214,9 @@ def json_object(value: Any, what: str) -> str:
     except ValidationError as error:
         raise InvalidArguments(f"{what}: {_explained(error)}") from error
     except _Lost as error:
-        raise InvalidArguments(f"{what}: JSON cannot hold {_shown(value)}: {error}") from error
+        raise InvalidArguments(
+            f"{what}: JSON cannot hold {_shown(value)}: {error}", hint=_remedy(error)
+        ) from error
 
 
 def _plain(value: Any) -> Any:
@@ -241,6 +252,10 @@ def _dumped(adapter: TypeAdapter[Any], value: object) -> Any:
 def _refuse_nul(text: bytes) -> None:
     if _NUL.search(text):
         raise _Lost("PostgreSQL stores no NUL characters")
+
+
+def _remedy(error: Exception) -> str | None:
+    return next((hint for word, hint in _REMEDIES.items() if word in str(error)), None)
 
 
 def _explained(error: ValidationError) -> str:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import functools
 import inspect
-import os
 import sys
 from collections.abc import Callable, Mapping
 from typing import Any, Generic, Literal, ParamSpec, Protocol, TypedDict, TypeVar, cast, overload
@@ -13,6 +12,7 @@ from uuid import UUID
 from typing_extensions import Unpack
 
 from tasklib._arguments import Arguments, json_object
+from tasklib._functions import check_function, origin, task_name
 from tasklib._options import checked, merged
 from tasklib.errors import ConfigurationError, InvalidArguments, TaskNotRegistered
 from tasklib.models import Backoff, NewTask, Options
@@ -247,10 +247,10 @@ class Registry:
 
     def _add(self, task: TaskFunction[..., Any]) -> None:
         known = self.tasks.get(task.name)
-        if known is not None and _origin(known.func) != _origin(task.func):
+        if known is not None and origin(known.func) != origin(task.func):
             raise ConfigurationError(
                 f"two functions want to be task {task.name!r}: "
-                f"{'.'.join(_origin(known.func))} and {'.'.join(_origin(task.func))}",
+                f"{'.'.join(origin(known.func))} and {'.'.join(origin(task.func))}",
                 hint="Give one of them another name: @task(name=...).",
             )
         self.tasks[task.name] = task
@@ -260,7 +260,6 @@ default_registry = Registry()
 """What ``@tasklib.task`` adds to."""
 
 
-MAX_NAME_BYTES = 128
 _LATER = {"isolation": ("thread",), "transactional": (False,)}
 
 
@@ -270,38 +269,11 @@ def _made(
     options: dict[str, Any],
     localns: Mapping[str, Any] | None,
 ) -> TaskFunction[..., Any]:
-    if not inspect.isfunction(func):
-        raise ConfigurationError(
-            f"{func!r} is not a function", hint="Decorate a function that is written with def."
-        )
-    if inspect.isgeneratorfunction(func) or inspect.isasyncgenfunction(func):
-        raise ConfigurationError(f"{func.__qualname__} is a generator: a task returns one value")
-    name = options.pop("name", None) or _default_name(func)
-    if len(name.encode()) > MAX_NAME_BYTES:
-        raise ConfigurationError(
-            f"the task name {name!r} is longer than {MAX_NAME_BYTES} bytes",
-            hint="Give it a shorter one: @task(name=...).",
-        )
+    name = task_name(check_function(func), options.pop("name", None))
     retry_for = _exceptions(name, options.pop("retry_for", None))
     give_up_on = _exceptions(name, options.pop("give_up_on", None))
-    max_crashes = options.pop("max_crashes", None)
-    if max_crashes is not None and (type(max_crashes) is not int or not 1 <= max_crashes <= 1000):
-        raise ConfigurationError(f"{name}: max_crashes={max_crashes!r} is not 1 to 1000")
-    for later, possible in _LATER.items():
-        if options.pop(later, possible[0]) not in possible:
-            raise ConfigurationError(
-                f"{name}: {later} is not available yet", hint=f"Leave {later} out for now."
-            )
-    if unknown := options.keys() - set(TaskOptions.__annotations__):
-        raise ConfigurationError(
-            f"{name}: @task has no option {', '.join(sorted(unknown))}",
-            hint=f"The options are {', '.join(sorted(TaskOptions.__annotations__))}.",
-        )
-    try:
-        defaults = checked(name, options)
-    except InvalidArguments as error:
-        raise ConfigurationError(str(error)) from None
-    made = TaskFunction(registry, func, name, defaults, localns)
+    max_crashes = _crashes(name, options.pop("max_crashes", None))
+    made = TaskFunction(registry, func, name, _defaults(name, options), localns)
     made.max_crashes = max_crashes
     made.retry_for = retry_for or made.retry_for
     made.give_up_on = give_up_on or ()
@@ -319,25 +291,24 @@ def _exceptions(name: str, given: object) -> tuple[type[BaseException], ...] | N
     return kinds
 
 
-def _default_name(func: Callable[..., Any]) -> str:
-    qualname = getattr(func, "__qualname__", "<lambda>").replace(".<locals>", "")
-    if "<lambda>" in qualname:
+def _crashes(name: str, given: Any) -> int | None:
+    if given is not None and (type(given) is not int or not 1 <= given <= 1000):
+        raise ConfigurationError(f"{name}: max_crashes={given!r} is not 1 to 1000")
+    return given
+
+
+def _defaults(name: str, options: dict[str, Any]) -> Options:
+    for later, possible in _LATER.items():
+        if options.pop(later, possible[0]) not in possible:
+            raise ConfigurationError(
+                f"{name}: {later} is not available yet", hint=f"Leave {later} out for now."
+            )
+    if unknown := options.keys() - set(TaskOptions.__annotations__):
         raise ConfigurationError(
-            "this function has no name of its own", hint="Use @task(name=...)."
+            f"{name}: @task has no option {', '.join(sorted(unknown))}",
+            hint=f"The options are {', '.join(sorted(TaskOptions.__annotations__))}.",
         )
-    return f"{_module_name(func.__module__)}.{qualname}"
-
-
-def _module_name(module: str) -> str:
-    """Name a script as importing it would, so that workers find what the script enqueued."""
-    if module != "__main__":
-        return module
-    main = sys.modules["__main__"]
-    if spec := getattr(main, "__spec__", None):
-        return spec.name.removesuffix(".__main__")
-    path = getattr(main, "__file__", None)
-    return os.path.splitext(os.path.basename(path))[0] if path else module
-
-
-def _origin(func: Callable[..., Any]) -> tuple[str, str]:
-    return _module_name(func.__module__), func.__qualname__
+    try:
+        return checked(name, options)
+    except InvalidArguments as error:
+        raise ConfigurationError(str(error)) from None

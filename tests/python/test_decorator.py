@@ -40,6 +40,39 @@ def test_a_function_that_cannot_be_a_task_is_refused(
         Registry().task(func)
 
 
+class Methods:
+    def plain(self, a: int) -> None: ...
+    async def awaited(self) -> None: ...
+    def of_class(cls) -> None: ...  # pyright: ignore[reportSelfClsParameterName]
+
+
+@pytest.mark.parametrize("name", ["plain", "awaited", "of_class"])
+def test_a_method_is_refused(name: str) -> None:
+    with pytest.raises(ConfigurationError, match=rf"Methods\.{name} is a method.*\n.*staticmethod"):
+        Registry().task(name="app.method")(getattr(Methods, name))
+
+
+def test_a_static_method_can_be_a_task() -> None:
+    registry = Registry()
+
+    class Mail:
+        @staticmethod
+        @registry.task
+        def send(to: int) -> int:
+            return to
+
+        def make(self) -> Any:
+            @registry.task
+            def inner(self: int) -> int:
+                return self
+
+            return inner
+
+    assert Mail.send(1) == Mail().make()(1) == 1
+    assert Mail.send.new((1,), {}).kwargs == '{"to":1}'
+    assert Mail().make().new((1,), {}).kwargs == '{"self":1}'
+
+
 @pytest.mark.parametrize(
     "options",
     [
@@ -132,7 +165,9 @@ def test_what_the_database_would_refuse_later_is_refused_now(options: dict[str, 
         Registry().task(**options)(generator_free)
 
 
-@pytest.mark.parametrize("func", [print, len, Registry, Registry().resolve])
+@pytest.mark.parametrize(
+    "func", [print, len, Registry, Registry().resolve, staticmethod(generator_free)]
+)
 def test_only_functions_become_tasks(func: Any) -> None:
-    with pytest.raises(ConfigurationError, match="is not a function"):
+    with pytest.raises(ConfigurationError, match=r"is not a function\n.*@staticmethod goes above"):
         Registry().task(func)

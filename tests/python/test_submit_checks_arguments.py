@@ -4,10 +4,17 @@ import math
 from datetime import UTC, datetime
 from typing import Any
 
+import psycopg
 import pytest
 
 import tasklib
-from tasklib import InvalidArguments, SyncTaskQueue, TaskLibError, TaskNotRegistered
+from tasklib import (
+    InvalidArguments,
+    InvalidResult,
+    SyncTaskQueue,
+    TaskLibError,
+    TaskNotRegistered,
+)
 
 
 @pytest.fixture
@@ -47,6 +54,44 @@ def test_arguments_that_do_not_fit_are_refused(
         queue.enqueue(count_to, *args, **kwargs)
 
     assert queue.list_tasks() == []
+
+
+@pytest.mark.parametrize(
+    ("value", "hint"),
+    [
+        ("a\0b", "Take the NUL characters out"),
+        ({"a\0": 1}, "Take the NUL characters out"),
+        ("a\udc80", "os.fsencode"),
+        (b"\xff", "bytes that are not UTF-8"),
+        ({1, 2}, "Annotate the parameter"),
+    ],
+)
+def test_the_hint_fits_what_is_wrong(
+    queue: SyncTaskQueue, count_to: Any, value: Any, hint: str
+) -> None:
+    with pytest.raises(InvalidArguments, match=rf"\nHint: .*{hint}"):
+        queue.enqueue(count_to, 1, extra=value)
+    if "Annotate" not in hint:
+        with pytest.raises(InvalidArguments, match=rf"\nHint: .*{hint}"):
+            queue.enqueue("app.elsewhere", extra=value)
+        with pytest.raises(InvalidResult, match=rf"\nHint: .*{hint}"):
+            count_to.arguments.dump_result([value])
+
+
+@pytest.mark.parametrize("limit", [0, -1, 1001, 5000, True, 1.5, "50", None])
+def test_a_limit_out_of_range_is_called_what_it_is_called_here(
+    queue: SyncTaskQueue, limit: Any
+) -> None:
+    with pytest.raises(InvalidArguments, match=rf"^limit={limit!r} is not 1 to 1000\nHint"):
+        queue.list_tasks(limit=limit)
+
+
+def test_the_longest_list_is_the_databases(queue: SyncTaskQueue, conn: Any) -> None:
+    assert queue.list_tasks(limit=1000) == []
+    with pytest.raises(psycopg.Error) as refused:
+        conn.execute("select tasklib.list(max_rows => 1001)")
+
+    assert refused.value.sqlstate == "TL001"
 
 
 @pytest.mark.parametrize(
