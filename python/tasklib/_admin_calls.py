@@ -7,7 +7,7 @@ role may not see comes back as null or not at all; nothing here needs a superuse
 from __future__ import annotations
 
 from collections.abc import Mapping
-from datetime import timedelta
+from datetime import datetime, timedelta
 from typing import Any, LiteralString, TypeVar
 from uuid import UUID
 
@@ -114,8 +114,8 @@ def stuck() -> Call[list[Record]]:
     )
 
 
-def last_tick() -> Call[Any]:
-    """Read when somebody did the housekeeping last; null when nobody ever did."""
+def last_tick() -> Call[datetime | None]:
+    """Read when somebody did the housekeeping last; None when nobody ever did."""
     return _value("select last_tick_at from tasklib.tick_health", {})
 
 

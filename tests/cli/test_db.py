@@ -46,6 +46,14 @@ def tasklib(project: Path) -> Run:
     return run
 
 
+def test_only_what_starts_the_server_says_so(tasklib: Run) -> None:
+    assert tasklib("ls").stderr.count("started embedded PostgreSQL") == 1
+
+    tasklib("db", "start")
+
+    assert "started" not in tasklib("ls").stderr
+
+
 def test_a_server_is_started_looked_at_entered_and_stopped(tasklib: Run) -> None:
     assert tasklib("db", "url").returncode == 1
     assert tasklib("db", "stop").stdout == "was not running\n"

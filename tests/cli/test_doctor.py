@@ -37,6 +37,14 @@ def test_a_fresh_database_needs_no_action(cli: Cli) -> None:
     assert len([line for line in lines if line.startswith("ok")]) >= 6
 
 
+def test_a_database_that_was_never_worked_on_can_be_examined(
+    read: Read, conn: Connection[Any]
+) -> None:
+    assert conn.execute("select last_tick_at from tasklib.tick_health").fetchall() == [(None,)]
+
+    assert findings(read, "ticks", code=0) == [("note", "no housekeeping yet")]
+
+
 def test_every_finding_that_is_not_fine_comes_with_advice(cli: Cli, read: Read) -> None:
     cli("enqueue", "app.mail")
     document = read("doctor", code=1)

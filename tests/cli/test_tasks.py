@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import json
+from collections.abc import Callable, Generator
 from datetime import UTC, datetime, timedelta, timezone
 from typing import Any
 from uuid import UUID, uuid4
@@ -219,17 +220,67 @@ def test_purge_deletes_old_finished_tasks_only(
     assert [task["state"] for task in read("ls")] == ["pending"]
 
 
-def test_a_role_without_the_right_is_told_what_to_ask_for(
-    database: str, conn: Connection[Any]
+@pytest.mark.parametrize("limit", [0, 1001])
+def test_ls_refuses_more_than_the_database_lists_at_a_time(cli: Cli, limit: int) -> None:
+    assert "'--limit'" in cli("ls", "--limit", limit, code=2).stderr
+
+
+def test_a_producer_is_shown_its_task_without_the_failures(
+    database: str, conn: Connection[Any], worker: Worker
 ) -> None:
-    conn.execute("create role cli_stranger login")
-    try:
-        url = make_conninfo(database, user="cli_stranger")
-        words = ["--database-url", url, "purge", "--older-than", "1d"]
-        result = CliRunner().invoke(main, words)
-    finally:
-        conn.execute("drop role cli_stranger")
+    url = make_conninfo(database, options="-c role=tasklib_producer")
+
+    def run(*words: str) -> str:
+        result = CliRunner().invoke(main, ["--database-url", url, *words])
+        assert result.exit_code == 0, result.output
+        return result.stdout
+
+    task_id = run("enqueue", "app.mail", "to=a@b.c").strip()
+    worker.fail("Traceback:\n  ...\nValueError: no such address")
+
+    document = json.loads(run("show", task_id, "--json"))
+    assert (document["kwargs"], document["failures"]) == ({"to": "a@b.c"}, None)
+    page = run("show", task_id)
+    assert "failures            for the role tasklib_admin only\n" in page
+    assert page.endswith("the last error\n  Traceback:\n    ...\n  ValueError: no such address\n")
+
+
+PRODUCER_OR_ADMIN = "tasklib_producer or tasklib_admin"
+OBSERVER_OR_ADMIN = "tasklib_observer or tasklib_admin"
+
+
+@pytest.mark.parametrize(
+    ("words", "needed"),
+    [
+        ("enqueue app.mail", "tasklib_producer"),
+        ("ls", PRODUCER_OR_ADMIN),
+        ("show ID", PRODUCER_OR_ADMIN),
+        ("retry ID", PRODUCER_OR_ADMIN),
+        ("cancel ID", PRODUCER_OR_ADMIN),
+        ("purge --older-than 1d", "tasklib_admin"),
+        ("queues", OBSERVER_OR_ADMIN),
+        ("queues pause mail", "tasklib_admin"),
+        ("queues resume mail", "tasklib_admin"),
+        ("queues set mail", "tasklib_admin"),
+        ("workers", OBSERVER_OR_ADMIN),
+        ("top --once", OBSERVER_OR_ADMIN),
+    ],
+)
+def test_a_role_without_the_right_is_told_what_to_ask_for(
+    stranger: str, words: str, needed: str
+) -> None:
+    words = words.replace("ID", str(uuid4()))
+    result = CliRunner().invoke(main, ["--database-url", stranger, *words.split()])
 
     assert result.exit_code == 1
     assert "permission denied" in result.stderr
-    assert "tasklib_producer" in result.stderr
+    assert f"hint: This needs the role {needed}: " in result.stderr
+
+
+@pytest.fixture
+def stranger(database: str, conn: Connection[Any]) -> Generator[str]:
+    """A role that may do nothing."""
+    name = f"cli_stranger_{uuid4().hex[:8]}"  # roles are the whole server's
+    conn.execute(f"create role {name} login")
+    yield make_conninfo(database, user=name)
+    conn.execute(f"drop role {name}")

@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 from psycopg import Connection
+from psycopg.conninfo import make_conninfo
 
 from .conftest import Cli
 
@@ -155,6 +156,19 @@ def test_a_database_without_the_schema_is_refused_at_once(
     conn.execute("drop schema tasklib cascade")
 
     assert "tasklib migrate" in ended(start("app"), code=1)
+
+
+@pytest.mark.parametrize("role", ["tasklib_producer", "pg_monitor"])
+def test_a_role_that_may_not_work_is_told_what_to_ask_for(
+    start: Start, database: str, role: str
+) -> None:
+    url = make_conninfo(database, options=f"-c role={role}")
+
+    log = ended(start("app", TASKLIB_DATABASE_URL=url), code=1)
+
+    assert "permission denied" in log
+    assert "hint: This needs the role tasklib_worker: " in log
+    assert "Traceback" not in log
 
 
 def test_json_logs_are_one_object_a_line(cli: Cli, start: Start) -> None:

@@ -13,7 +13,6 @@ from tasklib.errors import (
     ConfigurationError,
     DatabaseUnavailable,
     NotInstalled,
-    PermissionDenied,
     TaskLibError,
 )
 
@@ -76,8 +75,6 @@ class Refusal(click.ClickException):
         elif isinstance(error, DatabaseUnavailable | ConfigurationError):
             hint = hint or "Is the server running? `tasklib --database-url URL ...` names another."
             kind = Unreachable
-        elif isinstance(error, PermissionDenied):
-            hint = hint or "Ask for tasklib_producer, tasklib_worker, tasklib_observer or _admin."
         return kind(str(error.args[0]), hint=hint)
 
     def show(self, file: IO[Any] | None = None) -> None:

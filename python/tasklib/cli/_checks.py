@@ -180,7 +180,7 @@ def _transactions(session: Session) -> Iterator[Finding]:
 
 
 def _ticks(session: Session) -> Iterator[Finding]:
-    last: datetime | None = session.run(_admin_calls.last_tick())
+    last = session.run(_admin_calls.last_tick())
     now: datetime = session.run(_admin_calls.server())["clock"]
     if last is None:
         yield Finding("ticks", "note", "no housekeeping yet", "The first worker does it.")

@@ -29,8 +29,8 @@ def note_on(task: Task) -> str | None:
     return last_line(task.error) if task.error else None
 
 
-def describe(task: Task, failures: Sequence[Failure]) -> str:
-    """Write everything that is known about a task."""
+def describe(task: Task, failures: Sequence[Failure] | None) -> str:
+    """Write everything that is known about a task; None are failures that may not be read."""
     return "\n".join(_lines(task, failures))
 
 
@@ -40,7 +40,7 @@ def last_line(error: object) -> str:
     return lines[-1].strip() if lines else ""
 
 
-def _lines(task: Task, failures: Sequence[Failure]) -> Iterator[str]:
+def _lines(task: Task, failures: Sequence[Failure] | None) -> Iterator[str]:
     values = task.model_dump()
     for field in _FACTS:
         if values[field] is not None:
@@ -48,13 +48,21 @@ def _lines(task: Task, failures: Sequence[Failure]) -> Iterator[str]:
     for field in _DOCUMENTS:
         if values[field] is not None:
             yield f"{field:<20}{json.dumps(values[field], ensure_ascii=False)}"
-    for failure in failures:
+    if failures is None:
+        yield f"{'failures':<20}for the role tasklib_admin only"
+        if task.error:
+            yield from ("", "the last error", *_indented(task.error))
+    for failure in failures or ():
         yield ""
         yield (
             f"attempt {failure['attempt']} failed at {format_cell(failure['failed_at'])} "
             f"({failure['cause']})" + _next_attempt(failure["next_retry_at"])
         )
-        yield from (f"  {line}" for line in str(failure["error"] or "").rstrip().splitlines())
+        yield from _indented(failure["error"])
+
+
+def _indented(error: object) -> list[str]:
+    return [f"  {line}" for line in str(error or "").rstrip().splitlines()]
 
 
 def _next_attempt(instant: object) -> str:

@@ -14,8 +14,14 @@ from tasklib import _connections
 from tasklib._calls import Call
 from tasklib._connections import Connection
 from tasklib.config import Config
+from tasklib.errors import PermissionDenied
 
 T = TypeVar("T")
+
+PRODUCER = "tasklib_producer"
+WORKER = "tasklib_worker"
+OBSERVER = "tasklib_observer"
+ADMIN = "tasklib_admin"
 
 
 class Session:
@@ -41,10 +47,20 @@ class Settings:
         return Config(database_url=self.database_url) if self.database_url else Config()
 
     @contextmanager
-    def session(self) -> Generator[Session]:
-        """Connect for the block."""
-        with connect(self.config) as session:
+    def session(self, *roles: str) -> Generator[Session]:
+        """Connect for the block, which does what any of these roles may."""
+        with needing(*roles), connect(self.config) as session:
             yield session
+
+
+@contextmanager
+def needing(*roles: str) -> Generator[None]:
+    """Name the roles that may do the block when the one at work may not."""
+    try:
+        yield
+    except PermissionDenied as error:
+        error.hint = error.hint or f"This needs the role {' or '.join(roles)}: have it granted."
+        raise
 
 
 @contextmanager

@@ -9,7 +9,7 @@ import click
 from ._app import FAILED, pass_settings
 from ._checks import CHECKS, Finding, examine
 from ._output import print_json
-from ._session import Settings
+from ._session import ADMIN, OBSERVER, Settings
 from ._types import names
 
 COLOURS = {"ok": "green", "note": "yellow", "act": "red"}
@@ -31,7 +31,7 @@ def doctor(settings: Settings, only: list[str] | None, as_json: bool) -> None:
     wanted = set(only or ())
     if unknown := sorted(wanted - set(CHECKS)):
         raise click.UsageError(f"No check {unknown[0]!r}; there are {', '.join(CHECKS)}.")
-    with settings.session() as session:
+    with settings.session(OBSERVER, ADMIN) as session:
         found = list(examine(session, wanted))
     healthy = all(finding.level != "act" for finding in found)
     if as_json:

@@ -10,7 +10,7 @@ from tasklib import _admin_calls
 
 from ._app import pass_settings
 from ._output import print_json, print_rows
-from ._session import Settings
+from ._session import ADMIN, OBSERVER, Settings
 from ._types import duration
 
 
@@ -33,7 +33,7 @@ def queues(context: click.Context, as_json: bool) -> None:
     """
     if context.invoked_subcommand is not None:
         return
-    with context.ensure_object(Settings).session() as session:
+    with context.ensure_object(Settings).session(OBSERVER, ADMIN) as session:
         found = session.run(_admin_calls.queues())
     if as_json:
         print_json(found)
@@ -52,7 +52,7 @@ def pause(settings: Settings, name: str) -> None:
     Example:
       tasklib queues pause mail
     """
-    with settings.session() as session:
+    with settings.session(ADMIN) as session:
         session.run(_admin_calls.pause(name))
     click.echo(f"{name} is paused")
 
@@ -66,7 +66,7 @@ def resume(settings: Settings, name: str) -> None:
     Example:
       tasklib queues resume mail
     """
-    with settings.session() as session:
+    with settings.session(ADMIN) as session:
         session.run(_admin_calls.resume(name))
     click.echo(f"{name} is not paused")
 
@@ -96,7 +96,7 @@ def set_(
       tasklib queues set mail --retention 30d
     """
     call = _admin_calls.set_queue(name, retention=retention, max_crashes=max_crashes, notify=notify)
-    with settings.session() as session:
+    with settings.session(ADMIN) as session:
         session.run(call)
     click.echo(f"{name} is set")
 
@@ -112,7 +112,7 @@ def workers(settings: Settings, everybody: bool, as_json: bool) -> None:
       tasklib workers
       tasklib workers --all --json
     """
-    with settings.session() as session:
+    with settings.session(OBSERVER, ADMIN) as session:
         found = session.run(_admin_calls.workers())
     if not everybody:
         found = [row for row in found if row["status"] != "ended"]

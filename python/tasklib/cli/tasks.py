@@ -11,6 +11,7 @@ from uuid import UUID
 import click
 
 from tasklib import _admin_calls, _calls
+from tasklib._admin_calls import Record
 from tasklib._calls import Call
 from tasklib.errors import InvalidState, PermissionDenied, TaskNotFound, UniqueKeyHeld
 from tasklib.models import NewTask, Options, Task
@@ -18,7 +19,7 @@ from tasklib.models import NewTask, Options, Task
 from ._app import FAILED, Refusal, pass_settings
 from ._describe import describe, note_on
 from ._output import print_json, print_rows
-from ._session import Session, Settings
+from ._session import ADMIN, PRODUCER, Session, Settings
 from ._types import duration, parse_object, parse_pairs, seconds
 
 STATES = click.Choice(["pending", "running", "completed", "failed", "cancelled"])
@@ -83,7 +84,7 @@ def enqueue(
     task = NewTask(
         name, json.dumps(kwargs), Options(scheduled_at=scheduled_at, tags=given, **options)
     )
-    with settings.session() as session:
+    with settings.session(PRODUCER) as session:
         click.echo(str(session.run(_calls.enqueue(task))))
 
 
@@ -92,7 +93,9 @@ def enqueue(
 @click.option("--name", help="Only tasks of this name.")
 @click.option("-q", "--queue", help="Only tasks of this queue.")
 @click.option("--tag", "tags", multiple=True, metavar="KEY=VALUE", help="All given ones must fit.")
-@click.option("-n", "--limit", type=click.IntRange(1), default=50, show_default=True)
+@click.option(
+    "-n", "--limit", type=click.IntRange(1, _calls.MOST_LISTED), default=50, show_default=True
+)
 @click.option("--before", type=UUID, metavar="ID", help="The page after the task with this id.")
 @click.option("--json", "as_json", is_flag=True, help="All fields, as one JSON array.")
 @pass_settings
@@ -113,7 +116,7 @@ def ls(
       tasklib ls --tag batch=w1 --json | jq '.[].error'
     """
     wanted = parse_pairs(tags, what="Tag") or None
-    with settings.session() as session:
+    with settings.session(PRODUCER, ADMIN) as session:
         found = session.run(_calls.list_tasks(state, name, queue, wanted, limit, before))
     if as_json:
         print_json(found)
@@ -128,12 +131,14 @@ def ls(
 def show(settings: Settings, task_id: UUID, as_json: bool) -> None:
     """Print all fields of a task, its failed attempts and their tracebacks.
 
+    The failures are shown to tasklib_admin alone; with --json they are null for other roles.
+
     Example:
       tasklib show 019a8d2c-7a1e-7cc3-9d5a-0c9a3b0f0000
     """
-    with settings.session() as session:
+    with settings.session(PRODUCER, ADMIN) as session:
         task = session.run(_calls.get(task_id))
-        failures = session.run(_admin_calls.failures(task_id))
+        failures = _failures(session, task_id)
     if task is None:
         raise Refusal(f"there is no task {task_id}", hint="`tasklib ls` lists the newest ones.")
     if as_json:
@@ -154,7 +159,7 @@ def retry(settings: Settings, ids: tuple[UUID, ...]) -> None:
       tasklib retry 019a8d2c-7a1e-7cc3-9d5a-0c9a3b0f0000
       tasklib ls --state failed --json | jq -r '.[].id' | xargs tasklib retry
     """
-    with settings.session() as session:
+    with settings.session(PRODUCER, ADMIN) as session:
         _each(session, ids, _calls.retry)
 
 
@@ -170,7 +175,7 @@ def cancel(settings: Settings, ids: tuple[UUID, ...]) -> None:
     Example:
       tasklib cancel 019a8d2c-7a1e-7cc3-9d5a-0c9a3b0f0000
     """
-    with settings.session() as session:
+    with settings.session(PRODUCER, ADMIN) as session:
         _each(session, ids, _calls.cancel)
 
 
@@ -191,7 +196,7 @@ def purge(settings: Settings, older_than: timedelta, state: str | None) -> None:
       tasklib purge --older-than 30d --state completed
     """
     total = 0
-    with settings.session() as session:
+    with settings.session(ADMIN) as session:
         while deleted := session.run(_admin_calls.purge(older_than, state, PURGE_ROWS)):
             total += deleted
             if total % (10 * PURGE_ROWS) == 0:
@@ -205,11 +210,19 @@ def _each(session: Session, ids: Sequence[UUID], call: Callable[[UUID], Call[str
     for task_id in ids:
         try:
             click.echo(f"{task_id} {session.run(call(task_id))}")
-        except (TaskNotFound, InvalidState, UniqueKeyHeld, PermissionDenied) as error:
+        except (TaskNotFound, InvalidState, UniqueKeyHeld) as error:
             refused += 1
             Refusal.of(error).show()
     if refused:
         raise click.exceptions.Exit(FAILED)
+
+
+def _failures(session: Session, task_id: UUID) -> list[Record] | None:
+    """Read a task's failures; None for a role that may read its own tasks, but no views."""
+    try:
+        return session.run(_admin_calls.failures(task_id))
+    except PermissionDenied:
+        return None
 
 
 def _summary(task: Task) -> dict[str, object]:

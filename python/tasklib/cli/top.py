@@ -14,7 +14,7 @@ from tasklib._admin_calls import Record
 
 from ._app import pass_settings
 from ._output import format_table, on_terminal, rich_installed
-from ._session import Session, Settings
+from ._session import ADMIN, OBSERVER, Session, Settings
 from ._types import duration
 
 QUEUE = ["queue", "ready", "running", "scheduled", "retrying", "waiting", "parked", "failed"]
@@ -33,7 +33,7 @@ def top(settings: Settings, every: timedelta, once: bool) -> None:
       tasklib top
       tasklib top --once | mail -s "queues" ops@example.com
     """
-    with settings.session() as session:
+    with settings.session(OBSERVER, ADMIN) as session:
         if once or not on_terminal():
             click.echo(snapshot(session))
             return

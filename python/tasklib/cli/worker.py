@@ -15,7 +15,7 @@ from tasklib.config import Config
 
 from ._app import pass_settings
 from ._logging import FORMATS, LEVELS, set_up_logging
-from ._session import Settings, connect
+from ._session import WORKER, Settings, connect, needing
 from ._targets import load
 from ._types import names, seconds
 
@@ -98,12 +98,13 @@ def worker(
         },
         as_json=log_format == "json",
     )
-    asyncio.run(made.run())
+    with needing(WORKER):
+        asyncio.run(made.run())
 
 
 def _server(config: Config) -> str:
     """Connect once before the worker does: a wrong URL or a missing schema ends here, clearly."""
-    with connect(config) as session:
+    with needing(WORKER), connect(config) as session:
         session.run(_admin_calls.schema_version())
         info = session.connection.info
         version = info.parameter_status("server_version")
