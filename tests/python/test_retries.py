@@ -30,19 +30,17 @@ def test_a_task_that_always_raises_waits_5_10_20_seconds_and_has_failed_for_good
         raise ValueError("no luck")
 
     task_id = queue.enqueue(boom)
-    for attempt, seconds in enumerate((5, 10, 20), start=1):
+    # A drain that takes longer than a pause makes the next attempt, too.
+    for _ in range(4):
         drain(queue)
-        task = queue.get_task(task_id)
-        assert task is not None
-        assert (task.state, task.attempt, task.is_terminal) == ("failed", attempt, False)
-        assert task.next_retry_at is not None
-        assert pause(queue, task_id, conn) == timedelta(seconds=seconds)
-        advance(seconds, config=queue.config)
-        due = queue.get_task(task_id)
-        assert due is not None
-        assert due.is_pending
-    drain(queue)
+        advance(20, config=queue.config)
 
+    pauses = conn.execute(
+        "select extract(epoch from next_retry_at - failed_at)::float8 from tasklib.failures "
+        "where task_id = %s order by attempt",
+        (task_id,),
+    ).fetchall()
+    assert pauses == [(5,), (10,), (20,), (None,)]
     task = queue.get_task(task_id)
     assert task is not None
     assert (task.state, task.retry_count, task.is_terminal) == ("failed", 3, True)
@@ -51,6 +49,26 @@ def test_a_task_that_always_raises_waits_5_10_20_seconds_and_has_failed_for_good
     assert task.error.startswith("Traceback (most recent call last):")
     assert task.error.endswith("ValueError: no luck\n")
     assert "tasklib/worker" not in task.error
+
+
+def test_a_task_that_waits_for_its_retry_has_failed_until_that_is_due(
+    queue: SyncTaskQueue, drain: Any
+) -> None:
+    @queue.task(backoff={"base_seconds": 3600})
+    def boom() -> None:
+        raise ValueError
+
+    task_id = queue.enqueue(boom)
+    drain(queue)
+    waiting = queue.get_task(task_id)
+    advance(3600, config=queue.config)
+    due = queue.get_task(task_id)
+
+    assert waiting is not None
+    assert (waiting.state, waiting.attempt, waiting.is_terminal) == ("failed", 1, False)
+    assert waiting.next_retry_at is not None
+    assert due is not None
+    assert due.is_pending
 
 
 def test_the_decorators_backoff_holds_for_tasks_enqueued_by_sql(
