@@ -140,6 +140,27 @@ async def test_behind_a_pooler_a_worker_polls(
     assert listening == (0,)
 
 
+async def test_a_worker_listens_again_when_its_session_was_ended(running: Start, conn: Any) -> None:
+    async def listener(*others: int) -> int:
+        async with asyncio.timeout(20):
+            while True:
+                found = conn.execute(
+                    "select pid from pg_stat_activity where datname = current_database() "
+                    "and application_name = 'tasklib listener' and query = 'listen tasklib' "
+                    "and pid <> all (%s)",
+                    (list(others),),
+                ).fetchone()
+                if found:
+                    return found[0]
+                await asyncio.sleep(0.02)
+
+    running()
+    first = await listener()
+    conn.execute("select pg_terminate_backend(%s)", (first,))
+
+    assert await listener(first)
+
+
 async def test_logs_tell_ids_and_never_arguments(
     aqueue: TaskQueue, running: Start, caplog: pytest.LogCaptureFixture
 ) -> None:

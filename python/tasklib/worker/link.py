@@ -35,9 +35,10 @@ def is_infrastructure(error: BaseException) -> bool:
     """Tell whether an error is about the server or the way to it: never the task's failure."""
     if isinstance(error, (DatabaseUnavailable, TimeoutError, OSError)):
         return True
-    if isinstance(error, psycopg.Error):
-        return (error.sqlstate or "").startswith(_TRANSIENT)
-    return False
+    if isinstance(error, psycopg.Error) and error.sqlstate:
+        return error.sqlstate.startswith(_TRANSIENT)
+    # A connection that breaks off says no code.
+    return isinstance(error, (psycopg.OperationalError, psycopg.InterfaceError))
 
 
 def pause_after(failures: int) -> float:
