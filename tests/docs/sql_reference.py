@@ -23,6 +23,8 @@ Made by `make docs` from the COMMENTs in [sql/](../sql); change it there.
 Everything is in the schema `tasklib`. Arguments can be given by position or by name
 (`delay => interval '10 minutes'`), and every one of them as text, so that any driver will do.
 An argument with a default may be left out. Functions that begin with an underscore are internal.
+What the options of a task mean, and their limits, is told in [Enqueue](enqueue.md#options),
+[Keys](keys.md) and [Retries](retries.md).
 
 A function runs as the owner of the queue, so that callers need no right on any table. *Granted to*
 names the roles that may call it; the owner and superusers may call all of them. How roles are
