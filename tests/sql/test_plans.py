@@ -32,15 +32,7 @@ MILLION = int(1_000_000 * SCALE)
 
 PICK = 40
 
-BODIES = """
-insert into tasklib.task (id, type, created_at, scheduled_at, priority, queue_given, priority_given,
-  name, queue, enqueued_by, kwargs)
-select (lpad(to_hex(1500000000000 + n), 12, '0') || '70008000' || lpad(to_hex(n), 12, '0'))::uuid,
-  tasklib._type_of(%(name)s), clock_timestamp(), %(at)s, %(priority)s, true, true, %(name)s,
-  'default', current_user, '{}'
-from generate_series(1, %(count)s) as n
-"""
-# Half of the bodies of a million rows would do, but a claim reads only those that it takes.
+# Rows as enqueue writes them, without its checks, which would take minutes.
 IDS = """
 with id as (
   select (lpad(to_hex(1500000000000 + n), 12, '0') || '70008000' || lpad(to_hex(n), 12, '0'))::uuid
@@ -48,17 +40,38 @@ with id as (
   from generate_series(1, %(count)s) as n
 )
 """
+BODIES = """
+insert into tasklib.task (id, type, created_at, priority, queue_given, priority_given, name, queue,
+  enqueued_by, kwargs)
+select id, tasklib._type_of(%(name)s), clock_timestamp(), %(priority)s, true, true, %(name)s,
+  'default', current_user, '{}'
+from id order by n
+"""
 
 
-def fill_ready(conn, name, count, priority=0):
-    """Make tasks ready faster than enqueue would; only the first thousand get a body."""
-    run(conn, BODIES, name=name, count=min(count, 1000), priority=priority, at=None)
+def fill_tasks(conn, name, count):
+    run(conn, IDS + BODIES, name=name, count=count, priority=0)
+
+
+def fill_ready(conn, name, count):
+    run(
+        conn,
+        f"{IDS}, body as ({BODIES} returning ctid as place, id, type)"
+        " insert into tasklib.ready (task_id, lane, type, attempt, place)"
+        " select id, tasklib._lane('default', %(priority)s), type, 0, place from body",
+        name=name,
+        count=count,
+        priority=0,
+    )
+
+
+def fill_unknown(conn, count, priority):
+    """Make tasks ready that nobody will ever run, so that nobody asks for their bodies."""
     run(
         conn,
         IDS + "insert into tasklib.ready (task_id, lane, type, attempt)"
-        " select id, tasklib._lane('default', %(priority)s), tasklib._type_of(%(name)s), 0"
+        " select id, tasklib._lane('default', %(priority)s), tasklib._type_of('unknown'), 0"
         " from id order by n",
-        name=name,
         count=count,
         priority=priority,
     )
@@ -191,7 +204,7 @@ def settle(conn, statistics):
 @pytest.fixture
 def usual(conn, worker):
     """What a claim of ten costs with 200 ready tasks."""
-    fill_ready(conn, "t", 200)
+    enqueue_many(conn, *[{"name": "t"}] * 200)
     cost = claim_cost(conn, worker)
     assert pick_cost(conn, worker) <= PICK
     run(conn, "truncate tasklib.ready, tasklib.task")
@@ -220,7 +233,7 @@ def test_a_claim_costs_the_same_beside_a_million_delayed_tasks(conn, worker, usu
 
 
 def test_a_claim_costs_the_same_behind_a_million_unknown_tasks(conn, worker, usual, statistics):
-    fill_ready(conn, "unknown", MILLION, priority=1000)
+    fill_unknown(conn, MILLION, priority=1000)
     enqueue_many(conn, *[{"name": "t"}] * 200)
     settle(conn, statistics)
     while tick(conn, 100_000).more:
@@ -303,7 +316,7 @@ def test_a_lane_that_a_snapshot_keeps_full_of_dead_rows_costs_a_claim_two_look_u
 @pytest.fixture
 def history(conn):
     """A million finished tasks: one of a thousand failed, one of ten thousand tagged as rare."""
-    run(conn, BODIES, name="t", count=MILLION, priority=0, at=None)
+    fill_tasks(conn, "t", MILLION)
     run(
         conn,
         "update tasklib.task set name = 'rare', type = tasklib._type_of('rare')"
