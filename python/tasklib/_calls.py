@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import Any, Generic, LiteralString, TypeVar, cast
 from uuid import UUID
 
+from tasklib._arguments import json_object
 from tasklib.errors import InvalidArguments
 from tasklib.models import JSON, NewTask, Task
 
@@ -140,8 +141,8 @@ def list_tasks(
     """Read tasks, newest first.
 
     Raises:
-        InvalidArguments: The limit is out of range. The database says so, too, but of an argument
-            that has another name there.
+        InvalidArguments: JSON cannot hold the tags, or the limit is out of range. The database says
+            the latter, too, but of an argument that has another name there.
     """
     if type(limit) is not int or not 1 <= limit <= MOST_LISTED:
         raise InvalidArguments(
@@ -157,7 +158,7 @@ def list_tasks(
             "state": state,
             "name": name,
             "queue": queue,
-            "tags": _json_or_none(tags),
+            "tags": None if tags is None else json_object(tags, "tags"),
             "max_rows": limit,
             "before": before and str(before),
         },

@@ -171,8 +171,8 @@ def _with_database_url(data: Any) -> Any:
         return data
     values: dict[str, Any] = dict(data)  # pyright: ignore[reportUnknownArgumentType]
     url = values.get("database_url") or os.environ.get("DATABASE_URL") or None
-    if isinstance(url, str):
-        values["database_url"] = _checked_url(url)
+    # An empty one counts as none: to libpq it would be whatever server this machine has.
+    values["database_url"] = _checked_url(url) if isinstance(url, str) else url
     return values
 
 

@@ -185,6 +185,14 @@ def test_config_reads_libpq_variables_when_pghost_is_set(
         assert queue.list_tasks() == []
 
 
+def test_an_empty_url_is_none(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TASKLIB_EMBEDDED", "never")
+    with pytest.raises(ConfigurationError), SyncTaskQueue(Config(database_url="")):
+        pass
+    monkeypatch.setenv("DATABASE_URL", "postgresql://second/db")
+    assert Config(database_url="").database_url == "postgresql://second/db"
+
+
 def test_a_bad_setting_is_a_configuration_error() -> None:
     with pytest.raises(ConfigurationError, match="max_retries"):
         Config(database_url="postgresql://x/y", max_retries=-1)
@@ -629,6 +637,8 @@ async def test_lists_and_lookups(app: Config) -> None:
     assert tasklib.list_tasks(state="failed") == []
     with pytest.raises(InvalidArguments, match="finishd"):
         tasklib.list_tasks(state="finishd")
+    with pytest.raises(InvalidArguments, match="tags"):
+        tasklib.list_tasks(tags={"at": datetime.now(UTC)})
 
 
 async def test_cancel_and_retry(app: Config, working: Working) -> None:
