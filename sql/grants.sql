@@ -5,7 +5,9 @@ do $do$
 declare
   v_role text;
 begin
-  foreach v_role in array array['tasklib_producer', 'tasklib_worker', 'tasklib_observer', 'tasklib_admin'] loop
+  foreach v_role in array
+    array['tasklib_producer', 'tasklib_worker', 'tasklib_observer', 'tasklib_admin']
+  loop
     begin
       if not exists (select from pg_catalog.pg_roles where rolname = v_role) then
         case v_role

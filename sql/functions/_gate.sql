@@ -84,7 +84,7 @@ begin
   loop
     perform from tasklib.gate where gate.key = v_key for update skip locked;
     if found then
-      perform tasklib._hand_over(v_key, true);
+      perform tasklib._hand_over(v_key, held => true);
     else
       insert into tasklib.gate_check (key) values (v_key);
     end if;
@@ -171,7 +171,7 @@ begin
       or not exists (select from tasklib.running where running.task_id = v_holder)
         and not exists (select from tasklib.ready where ready.task_id = v_holder and ready.holds_key)
     then
-      v_count := v_count + tasklib._hand_over(v_key, v_holder is not null)::int;
+      v_count := v_count + tasklib._hand_over(v_key, held => v_holder is not null)::int;
     end if;
     v_holder := null;
   end loop;

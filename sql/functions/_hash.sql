@@ -2,7 +2,7 @@
 -- lock for a name it sees first. SHA-256 because it is stable over versions and machines, and because
 -- nobody can choose a queue name that falls on another one's lane. These functions have no SET clause
 -- and only immutable parts (a cast with doubled backslashes, as convert_to is not), so that the planner
--- inlines them: a call would cost eight times the hash.
+-- inlines them: a call would cost far more than the hash.
 create or replace function tasklib._hash(value text)
   returns bigint
   language sql

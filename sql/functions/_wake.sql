@@ -8,7 +8,7 @@ create or replace function tasklib._wake(specs tasklib.task_spec[], now timestam
 as $$
 declare
   v_now bigint := extract(epoch from _wake.now)::float8 * 1000;
-  v_until bigint := (select last_value from tasklib.parked_until);
+  v_until bigint := (select last_value from tasklib.asleep_until);
   v_queue text;
 begin
   if v_until <= v_now or (select last_value from tasklib.notified_at) > v_now - 50 then

@@ -1,3 +1,6 @@
+-- Here, as in the other functions of the hot path, settings, lookups by ctid and `offset 0` in lateral
+-- joins leave the planner one plan. In a queue its statistics are always of another moment, and the plan
+-- that it would choose with them reads whole tables.
 create or replace function tasklib.claim(
   worker_id uuid,
   queues text[] default '{default}',
@@ -24,36 +27,22 @@ begin
     perform tasklib._reject('TL001', 'max_tasks ' || tasklib._shown(max_tasks::text)
       || ' is out of range', null, 'Pass 1 to 10000: as many tasks as can start soon.');
   end if;
-  v_worker := tasklib._registration(claim.worker_id, true);
+  v_worker := tasklib._registration(claim.worker_id, lock => true);
 
   v_picked := tasklib._pick(v_worker.types, claim.queues, claim.max_tasks);
-  if cardinality(v_picked) < max_tasks and tasklib._keep_house(cardinality(v_picked) = 0) then
-    v_picked := tasklib._in_order(claim.queues, v_picked
-      || tasklib._pick(v_worker.types, claim.queues, claim.max_tasks - cardinality(v_picked)));
+  if cardinality(v_picked) = 0 and tasklib._keep_house(look_again => true) then
+    v_picked := tasklib._pick(v_worker.types, claim.queues, claim.max_tasks);
   end if;
-
   return query select * from tasklib._start(v_picked, claim.worker_id);
+
+  -- not before they run: housekeeping takes the gate of a task that is nowhere for one that was left
+  if cardinality(v_picked) between 1 and claim.max_tasks - 1 then
+    perform tasklib._keep_house(look_again => false);
+  end if;
 end;
 $$;
 comment on function tasklib.claim(uuid, text[], int) is
   'Hand out up to max_tasks due tasks of names that the worker registered: by priority, then queue in the order given, then the order in which they became ready. Rows that other sessions hold are skipped. Each row is an attempt that must be ended by complete, fail, finish, release or snooze with (id, worker_id, attempt). Finding too little, it does some housekeeping first. Commit at once: until then nobody sees that the tasks run. Errors: TL001, TL007 the worker is not registered, TL011.';
-
-create or replace function tasklib._in_order(queues text[], picked tasklib.ready[])
-  returns tasklib.ready[]
-  language sql
-  immutable
-  set search_path = pg_catalog, pg_temp
-as $$
-  select coalesce(array_agg(pick order by pick.lane & 4095, asked.n, pick.pos), array[]::tasklib.ready[])
-  from unnest(picked) as pick
-    cross join lateral (
-      select min(given.n) as n
-      from unnest(queues) with ordinality as given (name, n)
-      where tasklib._lane(given.name, 1024) = pick.lane & (-4096)::bigint
-    ) as asked
-$$;
-comment on function tasklib._in_order(text[], tasklib.ready[]) is
-  'Internal. Picked tasks by priority, then queue as asked for, then position.';
 
 create or replace function tasklib._check_queues(queues text[])
   returns void
@@ -76,7 +65,8 @@ comment on function tasklib._check_queues(text[]) is
 
 -- Best first over several queues: of the queues that still have something, the one whose first task
 -- has the highest priority goes on, up to the priority at which another queue is before it. Lanes
--- sort by priority within a queue; their last 12 bits compare between queues.
+-- sort by priority within a queue; their last 12 bits compare between queues. A rank is those bits, then
+-- the place in the list (1024, as a list has at most 1000).
 create or replace function tasklib._pick(types bigint[], queues text[], max_tasks int)
   returns tasklib.ready[]
   language plpgsql
@@ -101,7 +91,7 @@ begin
 
   while cardinality(v_next) > 1 and cardinality(v_picked) < max_tasks loop
     -- where each queue stands: priority of its first task, then place in the list
-    select array_agg((tasklib._first_lane(v_next[i], v_last[i], types) & 4095) * 1000 + i order by i)
+    select array_agg((tasklib._first_lane(v_next[i], v_last[i], types) & 4095) * 1024 + i order by i)
       into v_rank
     from generate_subscripts(v_next, 1) as i;
     select i into v_best from generate_subscripts(v_rank, 1) as i
@@ -111,7 +101,7 @@ begin
     end if;
     -- up to, or without, the best priority of the others
     v_bound := (select least(v_last[v_best], (v_last[v_best] & -4096)
-        + min(v_rank[i] / 1000 - (i < v_best)::int))
+        + min(v_rank[i] / 1024 - (i < v_best)::int))
       from generate_subscripts(v_rank, 1) as i where i <> v_best and v_rank[i] is not null);
     v_bound := coalesce(v_bound, v_last[v_best]);
     v_picked := v_picked || tasklib._pick_lanes(types, v_next[v_best], v_bound,

@@ -61,37 +61,13 @@ declare
   v_twins uuid[];
   v_any_name boolean := exists (select from tasklib.task_type where task_type.type = 0);
   v_default_lane bigint := tasklib._lane('default', 0);
-  v_has_unique_key boolean;
   v_not_ready boolean;
 begin
   perform pg_current_xact_id();
   lock table tasklib.ready, tasklib.delayed in row exclusive mode;
   v_now := clock_timestamp();
 
-  -- most tasks are a name and a few arguments: those need no further look
-  select bool_or(tasklib._check_spec(
-      (spec.name, spec.kwargs, spec.queue, spec.priority, spec.delay, spec.scheduled_at,
-        spec.max_retries, spec.timeout_seconds, spec.tags, spec.unique_key, spec.concurrency_key,
-        spec.headers, spec.unique_until, spec.backoff)::tasklib.task_spec,
-      case when batch then spec.n - 1 end::int))
-    into v_has_unique_key
-  from unnest(specs) with ordinality as spec (name, kwargs, queue, priority, delay, scheduled_at,
-    max_retries, timeout_seconds, tags, unique_key, concurrency_key, headers, unique_until, backoff, n)
-  where (
-      spec.name !~ '[[:cntrl:]]'
-      and octet_length(spec.name) between 1 and 128
-      and jsonb_typeof(spec.kwargs) = 'object'
-      and octet_length(spec.kwargs::text) <= 1048576
-      and not jsonb_path_exists(spec.kwargs, 'strict $.**{65}')
-      and spec.unique_until = 'finished'
-      and coalesce(spec.queue, spec.unique_key, spec.concurrency_key) is null
-      and coalesce(spec.tags, spec.headers, spec.backoff) is null
-      and coalesce(spec.priority, spec.max_retries, spec.timeout_seconds) is null
-      and spec.delay is null
-      and spec.scheduled_at is null
-    ) is not true;
-
-  if v_has_unique_key then
+  if tasklib._check_specs(specs, batch) then
     v_twins := tasklib._take_unique_keys(specs, v_ids);
   end if;
 
@@ -144,7 +120,7 @@ begin
   if v_not_ready then
     perform tasklib._insert_rest(v_ids, v_now, v_any_name);
   end if;
-  if (select last_value from tasklib.parked_until) > extract(epoch from v_now)::float8 * 1000 then
+  if (select last_value from tasklib.asleep_until) > extract(epoch from v_now)::float8 * 1000 then
     perform tasklib._wake(specs, v_now);
   end if;
   return query
@@ -154,6 +130,47 @@ end;
 $$;
 comment on function tasklib._insert_tasks(tasklib.task_spec[], boolean) is
   'Internal. Checks and inserts tasks, in order; one row each. batch: errors name the index.';
+
+-- Most tasks are a name and a few arguments: those need no further look. The others go through a loop,
+-- so that an error quotes one short line of context and not this statement.
+create or replace function tasklib._check_specs(specs tasklib.task_spec[], batch boolean)
+  returns boolean
+  language plpgsql
+  stable
+  set search_path = pg_catalog, pg_temp
+as $$
+declare
+  v_odd record;
+  v_has_unique_key boolean := false;
+begin
+  for v_odd in
+    select (spec.name, spec.kwargs, spec.queue, spec.priority, spec.delay, spec.scheduled_at,
+        spec.max_retries, spec.timeout_seconds, spec.tags, spec.unique_key, spec.concurrency_key,
+        spec.headers, spec.unique_until, spec.backoff)::tasklib.task_spec as spec,
+      case when batch then spec.n - 1 end::int as index
+    from unnest(specs) with ordinality as spec (name, kwargs, queue, priority, delay, scheduled_at,
+      max_retries, timeout_seconds, tags, unique_key, concurrency_key, headers, unique_until, backoff, n)
+    where (
+        spec.name !~ '[[:cntrl:]]'
+        and octet_length(spec.name) between 1 and 128
+        and jsonb_typeof(spec.kwargs) = 'object'
+        and octet_length(spec.kwargs::text) <= 1048576
+        and not jsonb_path_exists(spec.kwargs, 'strict $.**{65}')
+        and spec.unique_until = 'finished'
+        and coalesce(spec.queue, spec.unique_key, spec.concurrency_key) is null
+        and coalesce(spec.tags, spec.headers, spec.backoff) is null
+        and coalesce(spec.priority, spec.max_retries, spec.timeout_seconds) is null
+        and spec.delay is null
+        and spec.scheduled_at is null
+      ) is not true
+  loop
+    v_has_unique_key := tasklib._check_spec(v_odd.spec, v_odd.index) or v_has_unique_key;
+  end loop;
+  return v_has_unique_key;
+end;
+$$;
+comment on function tasklib._check_specs(tasklib.task_spec[], boolean) is
+  'Internal. Raises TL001 or TL002 for the first task that enqueue does not take. True when one has a unique key.';
 
 -- What _insert_tasks leaves for a second look, as most batches have none of it: tasks for later, tags,
 -- and names that nobody registered, which are ready already and go to parked.

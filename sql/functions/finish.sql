@@ -267,7 +267,8 @@ begin
   case outcome ->> 'state'
     when 'failed' then
       perform tasklib._fail(run, outcome ->> 'error', coalesce((outcome ->> 'retry')::boolean, true),
-        tasklib._seconds(nullif(outcome -> 'retry_in', 'null')::numeric), coalesce(outcome ->> 'cause', 'error'));
+        tasklib._seconds(nullif(outcome -> 'retry_in', 'null')::numeric),
+        coalesce(outcome ->> 'cause', 'error'));
     when 'released' then
       perform tasklib._release(run);
     when 'snoozed' then
@@ -297,8 +298,9 @@ begin
   values (_close.task_id, run.worker_id, run.started_at, clock_timestamp(), coalesce(run.attempt, 0),
     _close.state, tasklib._clip(_close.error));
   delete from tasklib.cancel_request where cancel_request.task_id = _close.task_id;
+  -- also a key held until started, for the task may never have been
   perform tasklib._let_go(array[run.key],
-    case when run.unique_until = 'f' then array[_close.task_id] end);
+    case when run.unique_until is not null then array[_close.task_id] end);
 end;
 $$;
 comment on function tasklib._close(uuid, smallint, tasklib.running, text) is

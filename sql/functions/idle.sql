@@ -21,8 +21,8 @@ begin
       || ' is out of range', null, 'Pass 0 to 1 hour.');
   end if;
   v_now := extract(epoch from clock_timestamp());
-  perform setval('tasklib.parked_until',
-    greatest((select last_value from tasklib.parked_until), ((v_now + v_wait) * 1000)::bigint));
+  perform setval('tasklib.asleep_until',
+    greatest((select last_value from tasklib.asleep_until), ((v_now + v_wait) * 1000)::bigint));
   perform setval('tasklib.notified_at', 0);
   -- least ignores the null of an empty table
   return greatest(0, least(v_wait, extract(epoch from tasklib._next_due())::float8 - v_now));

@@ -22,7 +22,7 @@ as $$
 begin
   perform tasklib._check_label('queue', resume.queue, 128);
   update tasklib.queue set paused = false where queue.name = resume.queue;
-  if (select last_value from tasklib.parked_until) > extract(epoch from clock_timestamp()) * 1000 then
+  if (select last_value from tasklib.asleep_until) > extract(epoch from clock_timestamp()) * 1000 then
     perform pg_notify('tasklib', '');
   end if;
 end;

@@ -37,7 +37,7 @@ begin
 
   if v_run_at > clock_timestamp() then
     insert into tasklib.delayed (run_at, task_id, lane, type, attempt, reason, unique_until, key)
-    values (v_run_at, v_task.id, tasklib._lane(v_task.queue, v_task.priority), v_task.type,
+    values (v_run_at, v_task.id, tasklib._lane_of(v_task), v_task.type,
       v_row.attempt,
       case when coalesce(reschedule.scheduled_at, clock_timestamp() + reschedule.delay) is null
         then v_was.reason else 'd' end,

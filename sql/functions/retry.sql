@@ -87,6 +87,23 @@ $$;
 comment on function tasklib._retake_unique_key(tasklib.task) is
   'Internal. Takes the unique key of a task again. Raises TL009 when another task holds it.';
 
+-- Null while nobody ever registered the name: what it registers may still decide queue and priority.
+create or replace function tasklib._lane_of(task tasklib.task)
+  returns bigint
+  language plpgsql
+  stable
+  set search_path = pg_catalog, pg_temp
+as $$
+begin
+  if exists (select from tasklib.task_type where task_type.type in (task.type, 0)) then
+    return tasklib._lane(task.queue, task.priority);
+  end if;
+  return null;
+end;
+$$;
+comment on function tasklib._lane_of(tasklib.task) is
+  'Internal. The lane of a task; null when nobody ever registered its name.';
+
 -- Where a task that is due belongs.
 create or replace function tasklib._place(task tasklib.task, attempt int)
   returns void
@@ -94,11 +111,13 @@ create or replace function tasklib._place(task tasklib.task, attempt int)
   volatile
   set search_path = pg_catalog, pg_temp
 as $$
+declare
+  v_lane bigint := tasklib._lane_of(task);
 begin
-  if exists (select from tasklib.task_type where task_type.type in (task.type, 0)) then
+  if v_lane is not null then
     insert into tasklib.ready (task_id, lane, type, attempt, unique_until, key)
-    values (task.id, tasklib._lane(task.queue, task.priority), task.type, _place.attempt,
-      task.unique_until, tasklib._key(task.queue, task.concurrency_key));
+    values (task.id, v_lane, task.type, _place.attempt, task.unique_until,
+      tasklib._key(task.queue, task.concurrency_key));
   else
     insert into tasklib.parked (type, task_id, attempt, unique_until, key)
     values (task.type, task.id, _place.attempt, task.unique_until,

@@ -69,7 +69,7 @@ comment on function tasklib._tick(int) is
 
 -- For consumers without housekeeping of their own: claim calls it when it found too little. A full tick
 -- when the last one is a second old; in between only what lets a task that is due go at once.
-create or replace function tasklib._keep_house(found_nothing boolean)
+create or replace function tasklib._keep_house(look_again boolean)
   returns boolean
   language plpgsql
   volatile
@@ -77,12 +77,20 @@ create or replace function tasklib._keep_house(found_nothing boolean)
 as $$
 declare
   v_did tasklib.ticked;
+  v_count int := 0;
 begin
   if current_setting('transaction_isolation') <> 'read committed' then
     return false;
   end if;
   if tasklib._last_note() > clock_timestamp() - interval '1 second' then
-    return found_nothing and tasklib._promote(100, null) + tasklib._check_gates(100) > 0;
+    if look_again then
+      v_count := tasklib._promote(100, null);
+      if v_count > 0 then
+        v_count := v_count + tasklib._unpark(100);
+      end if;
+      v_count := v_count + tasklib._check_gates(100);
+    end if;
+    return v_count > 0;
   end if;
   perform from tasklib.housekeeping for update skip locked;
   if not found then
@@ -93,7 +101,7 @@ begin
 end;
 $$;
 comment on function tasklib._keep_house(boolean) is
-  'Internal. A bounded tick from within claim; true when tasks may have become ready.';
+  'Internal. A bounded tick from within claim; true when tasks may have become ready. look_again: the claim found nothing and will look again.';
 
 -- Nobody could send heartbeats while the server was down, and nobody looked while nobody ticked. Once
 -- between two heartbeats, or a dead worker would be spared by every tick of a slow ticker.
@@ -143,7 +151,7 @@ begin
 end;
 $$;
 comment on function tasklib._reset_marks() is
-  'Internal. Forgets all marks when the sequence of positions, or the counter of transactions, is behind them, and puts the sequence behind the positions in use.';
+  'Internal. Forgets all marks when the sequence of positions, or the counter of transactions, lags behind them, and moves the sequence past the positions in use.';
 
 create or replace function tasklib._promote(max_rows int, safe_at timestamptz)
   returns int

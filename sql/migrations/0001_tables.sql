@@ -11,14 +11,14 @@
 --   delayed, waiting, parked ──► ready
 --
 -- No foreign keys, triggers or enums: each would add locks or work to the hot path. Narrow tables
--- keep one row of 64 to 80 bytes a task; only `task`, `done` and `failure` carry what users wrote.
+-- keep one row of less than 100 bytes a task; only `task`, `done` and `failure` carry what users wrote.
 
 create sequence tasklib.position as bigint cache 1;
 comment on sequence tasklib.position is
   'Order in which tasks became ready. CACHE 1 is load-bearing: with a larger cache a session could commit a position below a low-water mark that was proven safe.';
 
-create sequence tasklib.parked_until as bigint minvalue 0 start 0;
-comment on sequence tasklib.parked_until is
+create sequence tasklib.asleep_until as bigint minvalue 0 start 0;
+comment on sequence tasklib.asleep_until is
   'A flag that costs one page read and no transaction: milliseconds since 1970 until which some worker sleeps and wants to be notified.';
 
 create sequence tasklib.notified_at as bigint minvalue 0 start 0;

@@ -223,9 +223,7 @@ def _workers(session: Session) -> Iterator[Finding]:
                 f"{row['name']} ({row['worker_id']}) is silent and holds {row['running']} tasks",
                 "The next tick gives them to others. Look why it died: memory, machine, network.",
             )
-    died = [
-        row for row in found if row["status"] == "ended" and row["lost_at"] > row["lease_until"]
-    ]
+    died = [row for row in found if row["status"] == "lost"]
     if died:
         yield Finding(
             "workers",
