@@ -79,7 +79,7 @@ class Board:
         return [run for run in self.runs() if run.claimed.id in wanted]
 
 
-def mark(runs: Iterable[Run], reason: StopReason) -> list[Run]:
+def tell_to_stop(runs: Iterable[Run], reason: StopReason) -> list[Run]:
     """Tell runs to stop; return those that were not told before."""
     told: list[Run] = []
     for run in runs:

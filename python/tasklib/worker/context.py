@@ -29,7 +29,7 @@ class Run:
         progress: What was last reported and not yet stored.
         handle: The asyncio task that runs it, when it is async.
         timer: What ends it at its timeout.
-        started: The loop's time when it was started.
+        started: The loop's time when it was claimed; once it has begun, when it did.
     """
 
     claimed: Claimed

@@ -61,7 +61,7 @@ class Fetcher:
     ) -> None:
         self.look_now = False
         self.is_dry = False
-        self._is_swept = False
+        self._has_ticked = False
         self._settings = settings
         self._link = link
         self._board = board
@@ -100,7 +100,7 @@ class Fetcher:
         worker_id = await self._link.persist(call, seconds)
         self._board.register(worker_id)
         log.info(
-            "worker %s takes %d task types from %s",
+            "worker %s takes tasks of %d names from %s",
             worker_id,
             len(settings.registry.tasks),
             ", ".join(settings.queues),
@@ -143,7 +143,7 @@ class Fetcher:
     async def _plan(self, found: int, room: int, is_planned: bool, worker_id: UUID) -> None:
         now = self._loop.time()
         if self._settings.drain:
-            await self._sweep(found)
+            await self._keep_house(found)
         if found >= room:
             self._pace.found_enough(now)
         elif not self._listener.is_listening:
@@ -156,13 +156,13 @@ class Fetcher:
             sleep = await self._tell_that_it_sleeps(worker_id) if self._pace.goes_to_sleep else None
             self._pace.found_nothing(self._loop.time(), sleep)
 
-    async def _sweep(self, found: int) -> None:
+    async def _keep_house(self, found: int) -> None:
         """Make due what is due: only a look after that tells that there is nothing."""
-        self.is_dry = self._is_swept and not found
-        self._is_swept = False
+        self.is_dry = self._has_ticked and not found
+        self._has_ticked = False
         if not found:
             ticked = await self._link.persist(_worker_calls.tick())
-            self._is_swept = ticked is not None and not ticked.more
+            self._has_ticked = ticked is not None and not ticked.more
 
     async def _tell_that_it_sleeps(self, worker_id: UUID) -> float | None:
         call = _worker_calls.idle(worker_id, self._settings.queues, ARMED_SECONDS)

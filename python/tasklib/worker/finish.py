@@ -70,7 +70,7 @@ class Finisher:
             by_worker.setdefault(ended[0].worker_id, []).append(ended)
         try:
             for group in by_worker.values():
-                statuses = await self._settle(group)
+                statuses = await self._send(group)
                 for (run, outcome), status in zip(group, statuses, strict=True):
                     self._note(run, outcome, status)
         except BaseException:
@@ -89,7 +89,7 @@ class Finisher:
         batch, self._ended = self._ended, []
         return batch
 
-    async def _settle(self, group: Sequence[Ended]) -> list[str]:
+    async def _send(self, group: Sequence[Ended]) -> list[str]:
         """Send the outcomes of one registration, again and again until they are answered."""
         call = _worker_calls.finish(
             group[0][0].worker_id,
@@ -104,10 +104,10 @@ class Finisher:
         except (TaskLibError, psycopg.Error) as error:
             if len(group) > 1:
                 # One row spoils the batch: each is sent alone, so that it fails alone.
-                return [status for ended in group for status in await self._settle([ended])]
-            return [await self._settle_refused(*group[0], error)]
+                return [status for ended in group for status in await self._send([ended])]
+            return [await self._send_instead(*group[0], error)]
 
-    async def _settle_refused(
+    async def _send_instead(
         self, run: Run, outcome: Outcome, error: TaskLibError | psycopg.Error
     ) -> str:
         log.warning("an outcome was refused (%s)", type(error).__name__, extra=run.log)
@@ -115,7 +115,7 @@ class Finisher:
             return "refused"
         message = f"InvalidResult: the database refused the outcome of the attempt: {error}"
         instead = ends.failed(message, "refused", retry=False)
-        return (await self._settle([(run, instead)]))[0]
+        return (await self._send([(run, instead)]))[0]
 
     def _note(self, run: Run, outcome: Outcome, status: str) -> None:
         if status not in ("ok", "already"):

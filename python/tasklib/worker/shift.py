@@ -13,7 +13,7 @@ from uuid import UUID
 from tasklib import _worker_calls
 from tasklib.errors import WorkerNotRegistered
 from tasklib.worker import outcome as ends
-from tasklib.worker.board import Board, mark
+from tasklib.worker.board import Board, tell_to_stop
 from tasklib.worker.context import Run
 from tasklib.worker.execute import Executor
 from tasklib.worker.fetch import Fetcher, Settings, Unregistered
@@ -53,7 +53,7 @@ class Shift:
         )
         self._fetcher = Fetcher(settings, self._link, self._board, self._listener, stats)
         self._durations = Durations()
-        self._waiting: deque[Run] = deque()
+        self._ahead: deque[Run] = deque()
         self._busy: set[Run] = set()
         self._stopping = False
         self._abandoned = False
@@ -90,7 +90,7 @@ class Shift:
         self._stopping = True
         running = sum(not run.is_settled for run in self._busy)
         log.info("stopping: %d tasks are running", running)
-        self._give_back_waiting()
+        self._give_back_ahead()
         self._later(self._settings.shutdown_timeout if running else 0, self._give_up)
         self._wake.set()
 
@@ -101,7 +101,7 @@ class Shift:
         oldest = min((run.started for run in self._busy), default=self._loop.time())
         is_quick = self._loop.time() - oldest < LOOKAHEAD_SECONDS
         ahead = self._durations.ahead(slots) if is_quick else 0
-        return slots + ahead - len(self._busy) - len(self._waiting)
+        return slots + ahead - len(self._busy) - len(self._ahead)
 
     def _may_claim(self) -> bool:
         return not self._stopping and self._room() > 0 and self._fetcher.is_due
@@ -112,15 +112,15 @@ class Shift:
         except Unregistered as error:
             self._lose(error.worker_id)
             return
-        self._waiting.extend(runs)
+        self._ahead.extend(runs)
         if self._stopping:  # while the answer was on its way
-            self._give_back_waiting()
-        self._start_waiting()
+            self._give_back_ahead()
+        self._start_ahead()
         await self._retire()
 
-    def _start_waiting(self) -> None:
-        while self._waiting and len(self._busy) < self._settings.concurrency:
-            run = self._waiting.popleft()
+    def _start_ahead(self) -> None:
+        while self._ahead and len(self._busy) < self._settings.concurrency:
+            run = self._ahead.popleft()
             if run.stop_reason is not None:  # cancelled or lost before it began
                 self._settle(run, ends.RELEASED)
                 continue
@@ -145,7 +145,7 @@ class Shift:
         """A slot is free: nothing of the run is left here."""
         self._busy.discard(run)
         if not self._stopping:
-            self._start_waiting()
+            self._start_ahead()
         self._fetcher.look_now = True
         self._wake.set()
 
@@ -166,30 +166,30 @@ class Shift:
         timeout = None
         if not self._stopping and self._room() > 0:
             timeout = max(0.0, self._fetcher.next_look - self._loop.time())
-        if self._waiting:
-            if self._loop.time() - self._waiting[0].started > AHEAD_SECONDS:
-                self._give_back_waiting()
+        if self._ahead:
+            if self._loop.time() - self._ahead[0].started > AHEAD_SECONDS:
+                self._give_back_ahead()
                 return
-            timeout = min(AHEAD_SECONDS, AHEAD_SECONDS if timeout is None else timeout)
+            timeout = AHEAD_SECONDS if timeout is None else min(timeout, AHEAD_SECONDS)
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(timeout):
                 await self._wake.wait()
 
     def _is_over(self) -> bool:
-        if self._finisher or self._waiting or any(not run.is_settled for run in self._busy):
+        if self._finisher or self._ahead or any(not run.is_settled for run in self._busy):
             return False
         return self._stopping or self._fetcher.is_dry
 
-    def _give_back_waiting(self) -> None:
-        while self._waiting:
-            self._settle(self._waiting.popleft(), ends.RELEASED)
+    def _give_back_ahead(self) -> None:
+        while self._ahead:
+            self._settle(self._ahead.popleft(), ends.RELEASED)
 
     def _give_up(self) -> None:
         """The time to finish is over: what still runs goes to other workers."""
         left = [run for run in self._busy if not run.is_settled]
         if left:
             log.warning("giving up %d tasks that did not end in time", len(left))
-        for run in mark(left, "shutdown"):
+        for run in tell_to_stop(left, "shutdown"):
             self._executor.interrupt(run)
         # Clean-up of async tasks may take a moment; their own outcome would be too late.
         self._later(UNWIND_SECONDS, lambda: [self._settle(run, ends.RELEASED) for run in left])
@@ -209,7 +209,7 @@ class Shift:
         self._stopping = True
         for timer in self._timers:
             timer.cancel()
-        for run in mark(self._busy, "shutdown"):
+        for run in tell_to_stop(self._busy, "shutdown"):
             self._executor.interrupt(run)
         await self._listener.stop()
         if self._finisher and not self._abandoned:
@@ -250,7 +250,7 @@ class Shift:
             self._loop.call_soon_threadsafe(callback, argument)
 
     def _cancel(self, task_ids: list[UUID]) -> None:
-        for run in mark(self._board.find(task_ids), "cancel"):
+        for run in tell_to_stop(self._board.find(task_ids), "cancel"):
             log.info("%s is asked to stop", run.claimed.name, extra=run.log)
             self._executor.interrupt(run)
 
@@ -263,7 +263,7 @@ class Shift:
             len(runs),
             extra={"worker_id": str(worker_id)},
         )
-        for run in mark(runs, "lost"):
+        for run in tell_to_stop(runs, "lost"):
             self._executor.interrupt(run)
         self._fetcher.look_now = True
         self._wake.set()
