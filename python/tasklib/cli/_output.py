@@ -5,10 +5,11 @@ Plain text by default, so that a log or a pipe gets what a terminal gets, withou
 
 import json
 import os
+import shutil
 import sys
 from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime, timedelta
-from shutil import get_terminal_size
+from pathlib import Path
 from typing import TextIO
 from uuid import UUID
 
@@ -132,7 +133,7 @@ def _all_numbers(column: Sequence[object]) -> bool:
 def _cut(line: str) -> str:
     if not on_terminal():
         return line
-    width = get_terminal_size().columns
+    width = shutil.get_terminal_size().columns
     return line if len(line) <= width else line[: width - 1] + "…"
 
 
@@ -143,3 +144,13 @@ def _coloured(line: str, texts: Sequence[str]) -> str:
         if text in STATE_COLOURS:
             return line.replace(text, click.style(text, fg=STATE_COLOURS[text]), 1)
     return line
+
+
+def as_called() -> str:
+    """Return what to type for this program: who runs `make` has no environment activated."""
+    program = Path(sys.argv[0])
+    if shutil.which("tasklib"):
+        return "tasklib"
+    if program.name == "tasklib":
+        return os.path.relpath(program)
+    return f"{sys.executable} -m tasklib.cli"

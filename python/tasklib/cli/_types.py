@@ -5,6 +5,7 @@ import re
 from collections.abc import Iterable
 from datetime import timedelta
 from typing import cast
+from uuid import UUID
 
 import click
 
@@ -40,6 +41,16 @@ def duration(value: str | timedelta) -> timedelta:
 def seconds(value: str | float) -> float:
     """Read a length of time as seconds."""
     return value if isinstance(value, int | float) else duration(value).total_seconds()
+
+
+def parse_id(value: str | UUID) -> UUID:
+    """Read the id of a task."""
+    if isinstance(value, UUID):
+        return value
+    try:
+        return UUID(value)
+    except ValueError:
+        raise click.BadParameter(f"{value!r} is no id of a task; `tasklib ls` shows ids.") from None
 
 
 def names(value: str | list[str]) -> list[str]:

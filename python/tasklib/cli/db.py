@@ -44,7 +44,7 @@ def start(embedded: Embedded) -> None:
     """Start the server and leave it running until `tasklib db stop`.
 
     Example:
-      export DATABASE_URL=$(tasklib db start)
+      export TASKLIB_DATABASE_URL=$(tasklib db start)
     """
     with embedded as url:
         migrate(url)

@@ -40,7 +40,7 @@ def queues(context: click.Context, as_json: bool) -> None:
     else:
         for row in found:
             row["oldest ready"] = _seconds(row.pop("oldest_ready_seconds"))
-        print_rows(found, empty="no queue has tasks or settings")
+        print_rows(found, empty="no queue has unfinished tasks or settings")
 
 
 @queues.command()

@@ -20,7 +20,7 @@ from ._app import FAILED, Refusal, pass_settings
 from ._describe import describe, note_on
 from ._output import print_json, print_rows
 from ._session import ADMIN, PRODUCER, Session, Settings
-from ._types import duration, parse_object, parse_pairs, seconds
+from ._types import duration, parse_id, parse_object, parse_pairs, seconds
 
 STATES = click.Choice(["pending", "running", "completed", "failed", "cancelled"])
 PURGE_ROWS = 10_000
@@ -96,7 +96,7 @@ def enqueue(
 @click.option(
     "-n", "--limit", type=click.IntRange(1, _calls.MOST_LISTED), default=50, show_default=True
 )
-@click.option("--before", type=UUID, metavar="ID", help="The page after the task with this id.")
+@click.option("--before", type=parse_id, metavar="ID", help="The page after the task with this id.")
 @click.option("--json", "as_json", is_flag=True, help="All fields, as one JSON array.")
 @pass_settings
 def ls(
@@ -125,7 +125,7 @@ def ls(
 
 
 @click.command(short_help="Everything about one task.")
-@click.argument("task_id", type=UUID, metavar="ID")
+@click.argument("task_id", type=parse_id, metavar="ID")
 @click.option("--json", "as_json", is_flag=True, help="The task with its failures, as JSON.")
 @pass_settings
 def show(settings: Settings, task_id: UUID, as_json: bool) -> None:
@@ -148,7 +148,7 @@ def show(settings: Settings, task_id: UUID, as_json: bool) -> None:
 
 
 @click.command(short_help="Make failed or cancelled tasks pending again.")
-@click.argument("ids", nargs=-1, required=True, type=UUID, metavar="ID...")
+@click.argument("ids", nargs=-1, required=True, type=parse_id, metavar="ID...")
 @pass_settings
 def retry(settings: Settings, ids: tuple[UUID, ...]) -> None:
     """Make failed or cancelled tasks pending again; one that waits for its retry becomes due now.
@@ -164,7 +164,7 @@ def retry(settings: Settings, ids: tuple[UUID, ...]) -> None:
 
 
 @click.command(short_help="Cancel tasks; ask the worker of running ones.")
-@click.argument("ids", nargs=-1, required=True, type=UUID, metavar="ID...")
+@click.argument("ids", nargs=-1, required=True, type=parse_id, metavar="ID...")
 @pass_settings
 def cancel(settings: Settings, ids: tuple[UUID, ...]) -> None:
     """Cancel tasks, and print for each what happened: cancelled, requested or finished.

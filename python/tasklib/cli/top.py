@@ -49,7 +49,9 @@ def snapshot(session: Session) -> str:
     tasks = session.run(_admin_calls.task_stats())
     tables = [
         _table(
-            [*QUEUE, "oldest ready"], map(_queue, queues), empty="no queue has tasks or settings"
+            [*QUEUE, "oldest ready"],
+            map(_queue, queues),
+            empty="no queue has unfinished tasks or settings",
         ),
         _table(WORKER, map(_worker, workers), empty="no worker is registered"),
         _table([*TASK, "p50", "p95"], map(_task, tasks), empty="no task has ended within a day"),

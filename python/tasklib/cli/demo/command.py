@@ -11,6 +11,7 @@ from tasklib.config import Config, redacted, resolve
 from tasklib.embedded import Embedded, project_root
 
 from .._app import FAILED, pass_settings
+from .._output import as_called
 from .._session import Settings
 from .files import default_folder, find_files
 
@@ -70,4 +71,5 @@ def _demonstrate(url: str, where: str, folder: Path, paths: list[str], workers: 
         click.echo(f"{click.style('wrong:', fg='red')} {fault}", err=True)
     if found:
         raise click.exceptions.Exit(FAILED)
-    click.echo("\nAll of it was checked against the disk. Look around: tasklib ls -q tasklib_demo")
+    look = f"{as_called()} ls -q tasklib_demo"
+    click.echo(f"\nAll of it was checked against the disk. Look around: {look}")

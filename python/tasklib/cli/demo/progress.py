@@ -39,7 +39,7 @@ class Lines:
             self._last = now
             self.say(
                 f"{finished} of {self._total} finished, {depth.running} running, "
-                f"{depth.retrying} waiting for a retry"
+                f"{depth.retrying} retrying"
             )
 
     def say(self, text: str) -> None:
@@ -67,7 +67,7 @@ def progress(total: int) -> Generator[Progress]:
 
         class OnTerminal:
             def show(self, finished: int, depth: Depth) -> None:
-                now = f"{depth.running} running, {depth.retrying} waiting for a retry"
+                now = f"{depth.running} running, {depth.retrying} retrying"
                 bars.update(bar, completed=finished, now=now)
 
             def say(self, text: str) -> None:

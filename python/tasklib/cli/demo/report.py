@@ -29,7 +29,7 @@ def _lines(folder: Path, outcome: Outcome) -> Iterator[tuple[str, str]]:
     for state, count in outcome.states.most_common():
         yield f"  {state}", f"{count:,}" + (_why(outcome) if state == "failed" else "")
     yield "retries of the broken file", f"{max(0, len(outcome.broken) - 1)}"
-    yield "priority 100 of the census", f"number {outcome.census_position:,} to start"
+    yield "priority 100 of the census", _position(outcome)
     yield "second task, same key", _second(outcome)
     yield "", ""
     if outcome.killed:
@@ -42,6 +42,12 @@ def _lines(folder: Path, outcome: Outcome) -> Iterator[tuple[str, str]]:
 
 def _why(outcome: Outcome) -> str:
     return f" ({last_line(outcome.broken[-1].error)})" if outcome.broken else ""
+
+
+def _position(outcome: Outcome) -> str:
+    number = outcome.census_position
+    earlier = f": {number - 1:,} had begun already" if number > 1 else ""
+    return f"number {number:,} to start{earlier}"
 
 
 def _second(outcome: Outcome) -> str:

@@ -33,7 +33,7 @@ class Asked:
 
 
 def run(config: Config, paths: Sequence[str], workers: int) -> Outcome:
-    """Run the main job over some files, with a document that is broken and a worker that dies."""
+    """Have tasks read some files, with a document that is broken and a worker that dies."""
     with TemporaryDirectory(prefix="tasklib-demo-") as scratch, connect(config) as session:
         store = Store(session.connection)
         if not store.alone():
