@@ -12,6 +12,7 @@ from urllib.parse import urlsplit
 import psycopg.conninfo
 from psycopg import ProgrammingError
 from pydantic import Field, ModelWrapValidatorHandler, ValidationError, model_validator
+from pydantic_core import ErrorDetails
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from tasklib.errors import ConfigurationError
@@ -73,11 +74,10 @@ class Config(BaseSettings):
         try:
             return handler(_with_database_url(data))
         except ValidationError as error:
-            faults = "; ".join(
-                f"{'.'.join(map(str, fault['loc'])) or 'config'}: {fault['msg']}"
-                for fault in error.errors(include_input=False, include_url=False)
-            )
-            raise ConfigurationError(f"Config: {faults}") from None
+            faults = "; ".join(map(_explained, error.errors(include_url=False)))
+            names = ", ".join(cls.model_fields)
+            hint = f"The settings are {names}." if "extra_forbidden" in _kinds(error) else None
+            raise ConfigurationError(f"Config: {faults}", hint=hint) from None
 
     def __repr_args__(self) -> Iterator[tuple[str | None, Any]]:
         """Show the database without its password."""
@@ -127,7 +127,9 @@ def resolve(config: Config | None = None) -> Resolved:
     config = config or Config()
     if not config.is_embedded:
         return Resolved(config.database_url or "", is_embedded=False)
-    if not config.is_memory and os.environ.get("TASKLIB_EMBEDDED", "").lower() == "never":
+    from tasklib import embedded
+
+    if not config.is_memory and embedded.is_refused():
         raise ConfigurationError(
             "no database is configured, and TASKLIB_EMBEDDED=never refuses the embedded one",
             hint="Set TASKLIB_DATABASE_URL or DATABASE_URL to postgresql://user@host/database.",
@@ -164,6 +166,20 @@ def _started(key: str) -> str:
             atexit.register(server.stop)
         # Asked for each connection: a server that was killed meanwhile starts again.
         return _servers[key].start()
+
+
+def _kinds(error: ValidationError) -> set[str]:
+    return {fault["type"] for fault in error.errors(include_url=False)}
+
+
+def _explained(fault: ErrorDetails) -> str:
+    """Quote a bad value with the name that it was given under; never one that may be a secret."""
+    name = ".".join(map(str, fault["loc"])) or "config"
+    if name not in Config.model_fields or name == "database_url":
+        return f"{name}: {fault['msg']}"
+    variable = f"TASKLIB_{name.upper()}"
+    source = variable if os.environ.get(variable) == fault["input"] else name
+    return f"{source}={fault['input']!r}: {fault['msg']}"
 
 
 def _with_database_url(data: Any) -> Any:

@@ -47,6 +47,21 @@ def project_root(start: Path | None = None) -> Path:
     return start
 
 
+def is_refused() -> bool:
+    """Tell whether the environment refuses the embedded server.
+
+    Raises:
+        ConfigurationError: It says something else, perhaps with a slip in it.
+    """
+    word = os.environ.get("TASKLIB_EMBEDDED", "")
+    if word.lower() not in ("", "never"):
+        raise ConfigurationError(
+            f"TASKLIB_EMBEDDED={word!r} says nothing known",
+            hint="Set it to never, which refuses the embedded server, or leave it out.",
+        )
+    return bool(word)
+
+
 def temporary(*, settings: Mapping[str, str] | None = None) -> Embedded:
     """Return a server of its own that disappears with its data when it is stopped."""
     root = Path(tempfile.gettempdir()) / f"tasklib-{os.getpid()}-{secrets.token_hex(4)}"
@@ -112,7 +127,7 @@ class Embedded:
             ConfigurationError: ``TASKLIB_EMBEDDED=never``, or no server programs to be found.
             EmbeddedError: The folder cannot be used, or the server does not start.
         """
-        if os.environ.get("TASKLIB_EMBEDDED", "").lower() == "never" and not self._throw_away:
+        if not self._throw_away and is_refused():
             raise ConfigurationError(
                 "TASKLIB_EMBEDDED=never forbids the embedded server",
                 hint="Set TASKLIB_DATABASE_URL or DATABASE_URL to postgresql://user@host/database.",

@@ -87,14 +87,14 @@ class TaskFunction(Generic[P, R]):
         self._call = Options()
         self._connection: object | None = None
 
-    def __call__(self, *args: P.args, **kwargs: P.kwargs) -> R:
+    def __call__(self, /, *args: P.args, **kwargs: P.kwargs) -> R:
         """Run the function here and now; nothing is stored."""
         return self.func(*args, **kwargs)
 
     def __repr__(self) -> str:
         return f"<task {self.name}>"
 
-    def delay(self, *args: P.args, **kwargs: P.kwargs) -> UUID:
+    def delay(self, /, *args: P.args, **kwargs: P.kwargs) -> UUID:
         """Enqueue the task, blocking.
 
         Returns:
@@ -105,7 +105,7 @@ class TaskFunction(Generic[P, R]):
         """
         return self.registry.submitter.submit(self.new(args, kwargs), self._connection)
 
-    async def adelay(self, *args: P.args, **kwargs: P.kwargs) -> UUID:
+    async def adelay(self, /, *args: P.args, **kwargs: P.kwargs) -> UUID:
         """Enqueue the task; see `delay`."""
         return await self.registry.submitter.asubmit(self.new(args, kwargs), self._connection)
 
@@ -301,7 +301,8 @@ def _defaults(name: str, options: dict[str, Any]) -> Options:
     for later, possible in _LATER.items():
         if options.pop(later, possible[0]) not in possible:
             raise ConfigurationError(
-                f"{name}: {later} is not available yet", hint=f"Leave {later} out for now."
+                f"{name}: {later} is not available yet",
+                hint=f"Leave it out for now, or write {later}={possible[0]!r}.",
             )
     if unknown := options.keys() - set(TaskOptions.__annotations__):
         raise ConfigurationError(

@@ -71,6 +71,14 @@ def test_a_database_that_cannot_be_reached_exits_with_3() -> None:
     assert "s3cret" not in result.output
 
 
+def test_a_bad_setting_is_not_blamed_on_the_server() -> None:
+    result = CliRunner(env={"TASKLIB_MAX_RETRIES": "abc"}).invoke(main, ["ls"])
+
+    assert result.exit_code == 3
+    assert "TASKLIB_MAX_RETRIES='abc'" in result.stderr
+    assert "Is the server running?" not in result.stderr
+
+
 @pytest.mark.parametrize(
     "url", ["postgres//me:s3cret@host/db", "postgresql://me:s3cret@host:port/db", "me:s3cret"]
 )

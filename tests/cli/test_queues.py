@@ -57,6 +57,20 @@ def test_workers_lists_the_living_and_with_all_the_ended(
     assert [row["status"] for row in read("workers", "--all")] == ["ended"]
 
 
+def test_workers_tells_the_lost_from_those_that_ended_in_order(
+    cli: Cli, read: Read, worker: Worker, conn: Connection[Any]
+) -> None:
+    conn.execute("select tasklib.tick()")
+    conn.execute("update tasklib.worker set lease_until = clock_timestamp() - interval '1 second'")
+    assert [row["status"] for row in read("workers")] == ["silent"]
+
+    conn.execute("select tasklib.tick()")
+
+    assert read("workers") == []
+    assert "by-hand" not in cli("top").stdout
+    assert [row["status"] for row in read("workers", "--all")] == ["lost"]
+
+
 def test_top_without_a_terminal_is_one_snapshot(cli: Cli, worker: Worker) -> None:
     cli("enqueue", "app.mail")
     worker.complete()

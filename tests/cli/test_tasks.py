@@ -79,9 +79,12 @@ def test_enqueue_with_a_delay_or_an_instant_waits(cli: Cli, read: Read) -> None:
 
 
 def test_enqueue_gives_the_holders_id_when_the_unique_key_is_taken(cli: Cli) -> None:
-    first = enqueue(cli, "app.mail", "--unique-key", "u")
+    first = cli("enqueue", "app.mail", "--unique-key", "u")
+    second = cli("enqueue", "app.mail", "--unique-key", "u")
 
-    assert enqueue(cli, "app.mail", "--unique-key", "u") == first
+    assert second.stdout == first.stdout
+    assert first.stderr == ""
+    assert second.stderr.startswith(f"note: task {first.stdout.strip()} holds unique_key")
 
 
 @pytest.mark.parametrize(
@@ -230,6 +233,27 @@ def test_purge_deletes_old_finished_tasks_only(
 @pytest.mark.parametrize("limit", [0, 1001])
 def test_ls_refuses_more_than_the_database_lists_at_a_time(cli: Cli, limit: int) -> None:
     assert "'--limit'" in cli("ls", "--limit", limit, code=2).stderr
+
+
+@pytest.mark.parametrize(
+    "words", ["purge --older-than 1", "purge --older-than 0.5", "queues set mail --retention 30"]
+)
+def test_a_number_without_a_unit_deletes_nothing(
+    cli: Cli, read: Read, worker: Worker, words: str
+) -> None:
+    enqueue(cli, "app.mail")
+    worker.complete()
+
+    assert "has no unit; write" in cli(*words.split(), code=2).stderr
+    assert len(read("ls")) == 1
+
+
+def test_ls_tells_when_a_task_is_due_only_before_it_is(cli: Cli, conn: Connection[Any]) -> None:
+    enqueue(cli, "app.due", "--delay", "10ms")
+    enqueue(cli, "app.later", "--delay", "1h")
+    conn.execute("select pg_sleep(0.02)")
+
+    assert cli("ls").stdout.count("not before") == 1
 
 
 def test_a_producer_is_shown_its_task_without_the_failures(

@@ -42,11 +42,12 @@ def test_every_field_is_read_from_the_environment(monkeypatch: pytest.MonkeyPatc
 @pytest.mark.parametrize(
     ("values", "message"),
     [
-        ({"max_retries": -1}, "max_retries: Input should be greater than or equal to 0"),
-        ({"max_retries": "many"}, "max_retries: Input should be a valid integer"),
+        ({"max_retries": -1}, "max_retries=-1: Input should be greater than or equal to 0"),
+        ({"max_retries": "many"}, "max_retries='many': Input should be a valid integer"),
         ({"lock_timeout_seconds": 0}, "lock_timeout_seconds"),
         ({"retry_jitter": 2}, "retry_jitter"),
-        ({"colour": "red"}, "colour: Extra inputs are not permitted"),
+        ({"colour": "secret"}, r"colour: Extra inputs are not permitted\nHint: .*max_retries"),
+        ({"database_url": 5}, "database_url: Input should be a valid string"),
         ({"database_url": "mysql://me:secret@host/db"}, "not a PostgreSQL URL"),
         ({"database_url": "me:secret@host"}, "not a PostgreSQL URL"),
     ],
@@ -58,6 +59,22 @@ def test_what_cannot_work_is_refused_and_no_secret_told(
         Config(**values)
 
     assert "secret" not in str(caught.value)
+
+
+def test_a_bad_variable_is_called_by_its_name(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TASKLIB_MAX_RETRIES", "abc")
+
+    with pytest.raises(ConfigurationError, match="TASKLIB_MAX_RETRIES='abc': Input"):
+        Config()
+
+
+def test_a_slip_in_the_refusal_of_the_embedded_server_is_refused(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("TASKLIB_EMBEDDED", "nver")
+
+    with pytest.raises(ConfigurationError, match=r"TASKLIB_EMBEDDED='nver'.*\n.*never"):
+        resolve(Config())
 
 
 def test_a_password_is_never_shown() -> None:

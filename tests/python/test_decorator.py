@@ -71,6 +71,7 @@ def test_a_static_method_can_be_a_task() -> None:
     assert Mail.send(1) == Mail().make()(1) == 1
     assert Mail.send.new((1,), {}).kwargs == '{"to":1}'
     assert Mail().make().new((1,), {}).kwargs == '{"self":1}'
+    assert Mail().make()(self=2) == 2
 
 
 @pytest.mark.parametrize(

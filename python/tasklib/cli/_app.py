@@ -72,8 +72,10 @@ class Refusal(click.ClickException):
         hint, kind = error.hint, cls
         if isinstance(error, NotInstalled):
             hint = "Run `tasklib migrate` on this database."
-        elif isinstance(error, DatabaseUnavailable | ConfigurationError):
+        elif isinstance(error, DatabaseUnavailable):
             hint = hint or "Is the server running? `tasklib --database-url URL ...` names another."
+            kind = Unreachable
+        elif isinstance(error, ConfigurationError):
             kind = Unreachable
         return kind(str(error.args[0]), hint=hint)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Mapping, Sequence
+from datetime import UTC, datetime
 
 from tasklib.models import Task
 
@@ -24,7 +25,7 @@ def note_on(task: Task) -> str | None:
         return f"{task.progress:.0%} {task.progress_message or ''}".strip()
     if task.is_failed and task.next_retry_at:
         return f"tries again at {task.next_retry_at:%H:%M:%S}: {last_line(task.error)}"
-    if task.is_pending and task.scheduled_at:
+    if task.is_pending and task.scheduled_at and task.scheduled_at > datetime.now(UTC):
         return f"not before {format_cell(task.scheduled_at)}"
     return last_line(task.error) if task.error else None
 

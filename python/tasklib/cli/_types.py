@@ -38,6 +38,15 @@ def duration(value: str | timedelta) -> timedelta:
     raise click.BadParameter(f"{value!r} is not a length of time; write 90s, 15m, 2h30m or 30d.")
 
 
+def age(value: str | timedelta) -> timedelta:
+    """Read a length of time that decides what is deleted: a number alone might mean days."""
+    if isinstance(value, str) and _NUMBER.fullmatch(value.strip()) and float(value):
+        raise click.BadParameter(
+            f"{value!r} has no unit; write {value}d for days, {value}h, {value}m."
+        )
+    return duration(value)
+
+
 def seconds(value: str | float) -> float:
     """Read a length of time as seconds."""
     return value if isinstance(value, int | float) else duration(value).total_seconds()

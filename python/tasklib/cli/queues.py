@@ -11,7 +11,9 @@ from tasklib import _admin_calls
 from ._app import pass_settings
 from ._output import print_json, print_rows
 from ._session import ADMIN, OBSERVER, Settings
-from ._types import duration
+from ._types import age
+
+PRESENT = ("alive", "silent")
 
 
 @click.group(invoke_without_command=True, short_help="What is in each queue; pause, resume, set.")
@@ -73,9 +75,7 @@ def resume(settings: Settings, name: str) -> None:
 
 @queues.command(name="set")
 @click.argument("name")
-@click.option(
-    "--retention", type=duration, metavar="TIME", help="Delete finished tasks after: 30d."
-)
+@click.option("--retention", type=age, metavar="TIME", help="Delete finished tasks after: 30d.")
 @click.option("--max-crashes", type=int, help="Dead workers that one task may leave behind.")
 @click.option(
     "--notify/--no-notify", default=True, help="Wake sleeping workers; --no-notify polls."
@@ -102,7 +102,9 @@ def set_(
 
 
 @click.command(short_help="Who works, since when, on how much.")
-@click.option("--all", "everybody", is_flag=True, help="Also those that ended within a day.")
+@click.option(
+    "--all", "everybody", is_flag=True, help="Also those that ended, or were lost, within a day."
+)
 @click.option("--json", "as_json", is_flag=True, help="One JSON array with all fields.")
 @pass_settings
 def workers(settings: Settings, everybody: bool, as_json: bool) -> None:
@@ -115,7 +117,7 @@ def workers(settings: Settings, everybody: bool, as_json: bool) -> None:
     with settings.session(OBSERVER, ADMIN) as session:
         found = session.run(_admin_calls.workers())
     if not everybody:
-        found = [row for row in found if row["status"] != "ended"]
+        found = [row for row in found if row["status"] in PRESENT]
     if as_json:
         print_json(found)
         return

@@ -20,7 +20,7 @@ from ._app import FAILED, Refusal, pass_settings
 from ._describe import describe, note_on
 from ._output import print_json, print_rows
 from ._session import ADMIN, PRODUCER, Session, Settings
-from ._types import duration, parse_id, parse_object, parse_pairs, seconds
+from ._types import age, parse_id, parse_object, parse_pairs, seconds
 
 STATES = click.Choice(["pending", "running", "completed", "failed", "cancelled"])
 PURGE_ROWS = 10_000
@@ -85,6 +85,10 @@ def enqueue(
         name, json.dumps(kwargs), Options(scheduled_at=scheduled_at, tags=given, **options)
     )
     with settings.session(PRODUCER) as session:
+        # The id of another task comes with a notice that nothing was enqueued.
+        session.connection.add_notice_handler(
+            lambda notice: click.echo(f"note: {notice.message_primary}", err=True)
+        )
         click.echo(str(session.run(_calls.enqueue(task))))
 
 
@@ -181,7 +185,7 @@ def cancel(settings: Settings, ids: tuple[UUID, ...]) -> None:
 
 @click.command(short_help="Delete old finished tasks.")
 @click.option(
-    "--older-than", required=True, type=duration, metavar="TIME", help="Finished before: 12h, 30d."
+    "--older-than", required=True, type=age, metavar="TIME", help="Finished before: 12h, 30d."
 )
 @click.option(
     "--state", type=click.Choice(["completed", "failed", "cancelled"]), help="Only these."

@@ -16,6 +16,7 @@ from ._app import pass_settings
 from ._output import format_table, on_terminal, rich_installed
 from ._session import ADMIN, OBSERVER, Session, Settings
 from ._types import duration
+from .queues import PRESENT
 
 QUEUE = ["queue", "ready", "running", "scheduled", "retrying", "waiting", "parked", "failed"]
 WORKER = ["worker", "status", "running", "silent for"]
@@ -45,7 +46,7 @@ def top(settings: Settings, every: timedelta, once: bool) -> None:
 def snapshot(session: Session) -> str:
     """Write the present state as three tables."""
     queues = session.run(_admin_calls.queues())
-    workers = [row for row in session.run(_admin_calls.workers()) if row["status"] != "ended"]
+    workers = [row for row in session.run(_admin_calls.workers()) if row["status"] in PRESENT]
     tasks = session.run(_admin_calls.task_stats())
     tables = [
         _table(
