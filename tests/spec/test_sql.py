@@ -376,6 +376,13 @@ def test_claim_alone_sees_delayed_and_lost_tasks(sql: Sql) -> None:
     assert task["next_retry_at"] is not None
 
 
+def test_a_delayed_task_of_a_name_unknown_at_enqueue_is_found_when_due(sql: Sql) -> None:
+    task_id, worker = sql.enqueue(delay="0.5 s"), sql.worker()
+    assert sql.claim(worker) == []
+    time.sleep(0.6)
+    assert sql.claim(worker) == [(task_id, 1)]
+
+
 def test_a_consumer_is_told_when_the_next_task_is_due(sql: Sql) -> None:
     worker = sql.worker()
     sql.enqueue(delay="3 s")
