@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import os
 import pty
+import select
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Callable, Generator
 from contextlib import suppress
 
@@ -20,21 +22,33 @@ class Terminal:
 
     def __init__(self, *words: str, **env: str) -> None:
         self._screen, end = pty.openpty()
-        self.process = subprocess.Popen(
-            [sys.executable, "-m", "tasklib.cli", *words],
-            stdin=end,
-            stdout=end,
-            stderr=end,
-            env={**os.environ, "TERM": "xterm", "COLUMNS": "100", "LINES": "40", **env},
-        )
+        # A shell that starts the tests in the background has them ignore SIGINT, and so their
+        # children; a handler, unlike that, ends at exec.
+        before = signal.signal(signal.SIGINT, signal.default_int_handler)
+        try:
+            self.process = subprocess.Popen(
+                [sys.executable, "-m", "tasklib.cli", *words],
+                stdin=end,
+                stdout=end,
+                stderr=end,
+                env={**os.environ, "TERM": "xterm", "COLUMNS": "100", "LINES": "40", **env},
+            )
+        finally:
+            signal.signal(signal.SIGINT, before)
         os.close(end)
 
     def read_until(self, word: str) -> str:
-        """Read the screen until a word is on it, or to the end."""
+        """Read the screen until a word is on it, or to the end; fail after a minute."""
         seen = b""
+        deadline = time.monotonic() + 60
         with suppress(OSError):  # the last writer is gone
-            while word.encode() not in seen and (more := os.read(self._screen, 4096)):
-                seen += more
+            while word.encode() not in seen:
+                assert time.monotonic() < deadline, f"no end, and no {word!r}: {seen[-500:]!r}"
+                if select.select([self._screen], [], [], 1)[0]:
+                    more = os.read(self._screen, 4096)
+                    if not more:
+                        break
+                    seen += more
         return seen.decode()
 
     def close(self) -> None:
