@@ -78,8 +78,10 @@ class Shift:
                 if self._may_claim():
                     await self._claim()
         except asyncio.CancelledError:
-            if not self._abandoned:
+            if not self._abandoned or self._main is None:
                 raise
+            # The first Pythons 3.11 let no timeout end in a task that counts as being cancelled.
+            self._main.uncancel()
         finally:
             await self._leave()
 
