@@ -55,7 +55,7 @@ begin
       tasklib.heartbeat(uuid),
       tasklib.cancel_requests(uuid),
       tasklib.claim(uuid, text[], int),
-      tasklib.idle(uuid, text[], interval),
+      tasklib.idle(uuid, text[], interval, boolean),
       tasklib.complete(uuid, uuid, int, jsonb),
       tasklib.fail(uuid, uuid, int, text, boolean, interval, text),
       tasklib.finish(uuid, uuid[], int[], jsonb),

@@ -60,6 +60,7 @@ class Arguments:
         for parameter in self._signature.parameters.values():
             self._check(parameter)
         self._adapters: tuple[TypeAdapter[Any], TypeAdapter[Any] | None] | None = None
+        self._validate: Callable[..., dict[str, Any]] | None = None
         # A type that is defined further down in the module is looked up at first use.
         with contextlib.suppress(NameError):
             self._adapters = self._built()
@@ -90,8 +91,11 @@ class Arguments:
             InvalidArguments: They do not fit the function, as rows written by SQL or for another
                 release may.
         """
+        if self._validate is None:
+            # What TypeAdapter.validate_json calls, without its detours: this is done for each run.
+            self._validate = self._arguments.validator.validate_json
         try:
-            return self._arguments.validate_json(text, strict=True)
+            return self._validate(text, strict=True)
         except ValidationError as error:
             raise InvalidArguments(f"{self._label}: {_explained(error)}") from error
 
@@ -101,6 +105,8 @@ class Arguments:
         Raises:
             InvalidResult: JSON cannot hold it.
         """
+        if value is None:
+            return "null"
         if self._returned is not None:
             try:
                 return _round_trip(self._returned, value).decode()

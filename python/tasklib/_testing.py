@@ -71,16 +71,18 @@ class Inliner:
 
     def _begin(self, new: NewTask) -> tuple[Run, dict[str, Any]]:
         queue, retries = new.options.queue or "default", new.options.max_retries or 0
-        claimed = Claimed(uuid4(), 1, new.name, queue, new.kwargs, 0, retries, None, None, None)
-        run = Run(claimed, uuid4())
+        claimed = Claimed(
+            str(uuid4()), 1, new.name, queue, new.kwargs, 0, retries, None, None, None
+        )
+        run = Run(claimed, str(uuid4()))
         enter(run)
         return run, self._registry.resolve(new.name).arguments.load(new.kwargs)
 
     def _note(self, run: Run, kwargs: dict[str, Any], value: object) -> UUID:
         task = self._registry.resolve(run.claimed.name)
         task.arguments.dump_result(value)
-        self.ran.append(Inlined(run.claimed.id, task.name, kwargs, value))
-        return run.claimed.id
+        self.ran.append(Inlined(UUID(run.claimed.id), task.name, kwargs, value))
+        return UUID(run.claimed.id)
 
 
 def _elsewhere(function: Callable[[], UUID]) -> UUID:

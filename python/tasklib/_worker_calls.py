@@ -4,13 +4,22 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import LiteralString
-from uuid import UUID
 
-from tasklib._calls import Call, Rows, as_uuid, the_uuid
+from tasklib._calls import Call, Rows
 from tasklib.models import Claimed, Ticked
 
 LISTEN: LiteralString = "listen tasklib"
+
+
+def probe(payload: str) -> Call[None]:
+    """Send a notification, to find out whether it is heard."""
+    return Call(
+        "select pg_notify('tasklib', %(payload)s::text)",
+        {"payload": payload},
+        lambda _rows: None,
+    )
 
 
 def register_worker(
@@ -18,8 +27,8 @@ def register_worker(
     lease_seconds: float,
     task_types: Sequence[Mapping[str, object]],
     info: Mapping[str, object],
-) -> Call[UUID]:
-    """Register one start of a worker process."""
+) -> Call[str]:
+    """Register one start of a worker process; the answer is its id."""
     return Call(
         """select tasklib.register_worker(
           name => %(name)s::text, lease => %(lease_seconds)s::float8 * interval '1 second',
@@ -30,84 +39,142 @@ def register_worker(
             "task_types": json.dumps(list(task_types)),
             "info": json.dumps(dict(info)),
         },
-        the_uuid,
+        lambda rows: str(rows[0][0]),
     )
 
 
-def claim(worker_id: UUID, queues: Sequence[str], max_tasks: int) -> Call[list[Claimed]]:
-    """Take due tasks, best first."""
+@dataclass(frozen=True, slots=True)
+class Ended:
+    """Attempts of one registration that are over, and how; ``outcomes`` are JSON texts."""
+
+    worker_id: str
+    ids: Sequence[str]
+    attempts: Sequence[int]
+    outcomes: Sequence[str]
+
+    @property
+    def params(self) -> dict[str, object]:
+        """The arguments of ``finish``: texts, which cost far less to send than lists."""
+        return {
+            "worker_id": self.worker_id,
+            "ids": f"{{{','.join(self.ids)}}}",
+            "attempts": f"{{{','.join(map(str, self.attempts))}}}",
+            "outcomes": f"[{','.join(self.outcomes)}]",
+        }
+
+
+@dataclass(frozen=True, slots=True)
+class Idle:
+    """How long a worker means to sleep, and whether it has been idle for a while."""
+
+    max_wait_seconds: float
+    for_long: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Exchanged:
+    """What one call told: the fate of what was sent, the new tasks, seconds until the next one."""
+
+    statuses: Sequence[str]
+    claimed: Sequence[Claimed]
+    wait: float | None
+
+
+# Each part reads from the one before it, so that they are done in this order.
+_FINISH: LiteralString = """
+ended as materialized (
+  select string_agg(status, ',') as statuses, count(*)::int as count
+  from tasklib.finish(worker_id => %(worker_id)s::uuid, ids => %(ids)s::uuid[],
+    attempts => %(attempts)s::int[], outcomes => %(outcomes)s::jsonb) as status
+)"""
+_NOTHING_ENDED: LiteralString = "ended as materialized (select null as statuses, 0 as count)"
+_IDLE: LiteralString = """
+asleep as materialized (
+  select ended.statuses, tasklib.idle(worker_id => %(worker_id)s::uuid,
+    queues => %(queues)s::text[],
+    max_wait => (%(max_wait)s::float8 + 0 * ended.count) * interval '1 second',
+    for_long => %(for_long)s::boolean) as wait
+  from ended
+)"""
+_AWAKE: LiteralString = """
+asleep as materialized (
+  select ended.statuses, null::float8 + ended.count as wait from ended
+)"""
+_CLAIM: LiteralString = """
+select asleep.statuses, asleep.wait, null as id, null as attempt, null as name, null as queue,
+  null as kwargs, null as retry_count, null as max_retries, null as timeout_seconds,
+  null as tags, null as headers
+from asleep
+union all
+select null, null, task.id::text, task.attempt, task.name, task.queue, task.kwargs::text,
+  task.retry_count, task.max_retries, task.timeout_seconds, task.tags::text, task.headers::text
+from asleep cross join lateral tasklib.claim(worker_id => %(worker_id)s::uuid,
+  queues => %(queues)s::text[],
+  max_tasks => %(max_tasks)s::int + coalesce(0 * asleep.wait, 0)::int) as task
+"""
+
+
+def exchange(
+    worker_id: str,
+    queues: Sequence[str],
+    max_tasks: int,
+    ended: Ended | None = None,
+    idle: Idle | None = None,
+) -> Call[Exchanged]:
+    """End attempts, then say that the worker sleeps, then claim: in one transaction.
+
+    Args:
+        worker_id: The registration.
+        queues: The queues to claim from.
+        max_tasks: How many tasks to claim at most.
+        ended: What to end first, of the same registration.
+        idle: Given when the worker is going to sleep unless something is found.
+    """
+    params: dict[str, object] = {
+        "worker_id": worker_id,
+        "queues": list(queues),
+        "max_tasks": max_tasks,
+    }
+    if ended is not None:
+        params |= ended.params
+    if idle is not None:
+        params |= {"max_wait": idle.max_wait_seconds, "for_long": idle.for_long}
+    finish = _NOTHING_ENDED if ended is None else _FINISH
     return Call(
-        """select id, attempt, name, queue, kwargs::text, retry_count, max_retries,
-          timeout_seconds, tags::text, headers::text
-        from tasklib.claim(worker_id => %(worker_id)s::uuid, queues => %(queues)s::text[],
-          max_tasks => %(max_tasks)s::int)""",
-        {"worker_id": str(worker_id), "queues": list(queues), "max_tasks": max_tasks},
-        lambda rows: [Claimed(as_uuid(row[0]), *row[1:]) for row in rows],
+        "with " + finish + "," + (_AWAKE if idle is None else _IDLE) + _CLAIM, params, _exchanged
     )
 
 
-def idle(worker_id: UUID, queues: Sequence[str], max_wait_seconds: float) -> Call[float]:
-    """Say that the worker goes to sleep; the answer is how many seconds it may."""
+def _exchanged(rows: Rows) -> Exchanged:
+    statuses, wait, *_ = rows[0]
+    claimed = [Claimed._make(row[2:]) for row in rows[1:]]
+    return Exchanged(statuses.split(",") if statuses else (), claimed, wait)
+
+
+def finish(ended: Ended) -> Call[Sequence[str]]:
+    """End attempts. The answers are statuses in the same order."""
     return Call(
-        """select tasklib.idle(worker_id => %(worker_id)s::uuid, queues => %(queues)s::text[],
-          max_wait => %(max_wait)s::float8 * interval '1 second')""",
-        {"worker_id": str(worker_id), "queues": list(queues), "max_wait": max_wait_seconds},
-        lambda rows: float(rows[0][0]),
+        "select string_agg(status, ',') from tasklib.finish(worker_id => %(worker_id)s::uuid, "
+        "ids => %(ids)s::uuid[], attempts => %(attempts)s::int[], "
+        "outcomes => %(outcomes)s::jsonb) as status",
+        ended.params,
+        lambda rows: rows[0][0].split(","),
     )
 
 
-def finish(
-    worker_id: UUID, ids: Sequence[UUID], attempts: Sequence[int], outcomes: Sequence[str]
-) -> Call[list[str]]:
-    """End attempts; ``outcomes`` are JSON texts. The answers are statuses in the same order."""
-    return Call(
-        """select tasklib.finish(worker_id => %(worker_id)s::uuid, ids => %(ids)s::uuid[],
-          attempts => %(attempts)s::int[], outcomes => %(outcomes)s::jsonb)""",
-        {
-            "worker_id": str(worker_id),
-            "ids": [str(task_id) for task_id in ids],
-            "attempts": list(attempts),
-            "outcomes": f"[{','.join(outcomes)}]",
-        },
-        lambda rows: [row[0] for row in rows],
-    )
-
-
-def heartbeat(worker_id: UUID) -> Call[list[UUID]]:
-    """Renew the worker's lease; the answers are the tasks that it shall cancel."""
-    return Call(
-        "select tasklib.heartbeat(worker_id => %(worker_id)s::uuid)",
-        {"worker_id": str(worker_id)},
-        _uuids,
-    )
-
-
-def cancel_requests(worker_id: UUID) -> Call[list[UUID]]:
-    """Read which of the worker's tasks it shall cancel."""
-    return Call(
-        "select tasklib.cancel_requests(worker_id => %(worker_id)s::uuid)",
-        {"worker_id": str(worker_id)},
-        _uuids,
-    )
-
-
-def set_progress(
-    task_id: UUID, worker_id: UUID, attempt: int, fraction: float, message: str | None
-) -> Call[None]:
-    """Store how far a running task is."""
-    return Call(
-        """select tasklib.set_progress(id => %(id)s::uuid, worker_id => %(worker_id)s::uuid,
-          attempt => %(attempt)s::int, fraction => %(fraction)s::float8,
-          message => %(message)s::text)""",
-        {
-            "id": str(task_id),
-            "worker_id": str(worker_id),
-            "attempt": attempt,
-            "fraction": fraction,
-            "message": message,
-        },
-        lambda _rows: None,
-    )
+# What the keeper runs, which knows nothing but these texts and the ids to put into them.
+HEARTBEAT: LiteralString = "select tasklib.heartbeat(worker_id => %(worker_id)s::uuid)::text"
+CANCEL_REQUESTS: LiteralString = (
+    "select tasklib.cancel_requests(worker_id => %(worker_id)s::uuid)::text"
+)
+SET_PROGRESS: LiteralString = """
+select tasklib.set_progress(id => %(id)s::uuid, worker_id => %(worker_id)s::uuid,
+  attempt => %(attempt)s::int, fraction => %(fraction)s::float8, message => %(message)s::text)
+"""
+TICK: LiteralString = "select more from tasklib.tick()"
+CRASHED: LiteralString = (
+    "select tasklib.deregister_worker(worker_id => %(worker_id)s::uuid, crashed => true)"
+)
 
 
 def tick() -> Call[Ticked | None]:
@@ -119,14 +186,10 @@ def tick() -> Call[Ticked | None]:
     )
 
 
-def deregister_worker(worker_id: UUID) -> Call[int]:
+def deregister_worker(worker_id: str) -> Call[int]:
     """End a registration; the answer is how many tasks were handed back."""
     return Call(
         "select tasklib.deregister_worker(worker_id => %(worker_id)s::uuid)",
-        {"worker_id": str(worker_id)},
+        {"worker_id": worker_id},
         lambda rows: int(rows[0][0]),
     )
-
-
-def _uuids(rows: Rows) -> list[UUID]:
-    return [as_uuid(row[0]) for row in rows]

@@ -59,6 +59,8 @@ class Config(BaseSettings):
     """The share of a pause that is left to chance."""
     lock_timeout_seconds: float = Field(default=60.0, ge=1, le=86400)
     """A worker that is silent for so long is given up, and its tasks go to others."""
+    watchdog_seconds: float = Field(default=3600.0, ge=1)
+    """A worker with tasks whose event loop has not moved for so long is killed by its keeper."""
     shutdown_timeout_seconds: float = Field(default=30.0, ge=0)
     """How long a worker that was told to stop lets its running tasks go on."""
     pool_size: int = Field(default=10, ge=1)

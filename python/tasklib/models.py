@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from datetime import datetime
-from typing import TYPE_CHECKING, Annotated, Any, Generic, Literal, TypeVar
+from typing import TYPE_CHECKING, Annotated, Any, Generic, Literal, NamedTuple, TypeVar
 from uuid import UUID
 
 from pydantic import AwareDatetime, BaseModel, ConfigDict, Field, Strict
@@ -162,11 +162,10 @@ class NewTask:
     options: Options = Options()
 
 
-@dataclass(frozen=True, slots=True)
-class Claimed:
-    """One task that was handed out; what users wrote is still text."""
+class Claimed(NamedTuple):
+    """One task that was handed out; what users wrote is still text, and so is its id."""
 
-    id: UUID
+    id: str
     attempt: int
     name: str
     queue: str

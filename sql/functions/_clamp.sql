@@ -37,3 +37,14 @@ as $$
 $$;
 comment on function tasklib._clip(text) is
   'Internal. An error text of at most 64 kB: of a longer one its beginning and its end.';
+
+create or replace function tasklib._milliseconds(at timestamptz)
+  returns bigint
+  language sql
+  immutable
+  set search_path = pg_catalog, pg_temp
+as $$
+  select (extract(epoch from at)::float8 * 1000)::bigint
+$$;
+comment on function tasklib._milliseconds(timestamptz) is
+  'Internal. A time as milliseconds since 1970, which is what a sequence can hold.';

@@ -1,5 +1,18 @@
 -- A commit that notifies takes a lock that every other notifying commit of the cluster waits for. So
 -- only the first enqueue after a worker went to sleep notifies, and at most one each 50 ms after it.
+
+create or replace function tasklib._may_notify(now timestamptz)
+  returns boolean
+  language sql
+  volatile
+  set search_path = pg_catalog, pg_temp
+as $$
+  select (select last_value from tasklib.asleep_until) > tasklib._milliseconds(now)
+    and (select last_value from tasklib.notified_at) <= tasklib._milliseconds(now) - 50
+$$;
+comment on function tasklib._may_notify(timestamptz) is
+  'Internal. Some worker sleeps, and nobody has notified since it fell asleep or within 50 ms.';
+
 create or replace function tasklib._wake(specs tasklib.task_spec[], now timestamptz)
   returns void
   language plpgsql
@@ -7,11 +20,9 @@ create or replace function tasklib._wake(specs tasklib.task_spec[], now timestam
   set search_path = pg_catalog, pg_temp
 as $$
 declare
-  v_now bigint := extract(epoch from _wake.now)::float8 * 1000;
-  v_until bigint := (select last_value from tasklib.asleep_until);
   v_queue text;
 begin
-  if v_until <= v_now or (select last_value from tasklib.notified_at) > v_now - 50 then
+  if not tasklib._may_notify(now) then
     return;
   end if;
   select max(coalesce(spec.queue, type.queue, 'default')) into v_queue
@@ -20,13 +31,34 @@ begin
     left join tasklib.queue as settings
       on settings.name = coalesce(spec.queue, type.queue, 'default')
   where coalesce(settings.notify, true)
-    and coalesce(extract(epoch from spec.scheduled_at)::float8 * 1000,
-      v_now + coalesce(extract(epoch from spec.delay)::float8, 0) * 1000) < v_until;
+    and tasklib._milliseconds(coalesce(spec.scheduled_at, _wake.now + coalesce(spec.delay, '0')))
+      < (select last_value from tasklib.asleep_until);
   if v_queue is not null then
-    perform setval('tasklib.notified_at', v_now);
-    perform pg_notify('tasklib', '');
+    perform tasklib._notify(v_queue, now);
   end if;
 end;
 $$;
 comment on function tasklib._wake(tasklib.task_spec[], timestamptz) is
   'Internal. Notifies sleeping workers of new tasks, when there are any.';
+
+-- Two are named, as the first may have died in its sleep. Any is as good as another: random, so that
+-- one which does not answer is not asked again and again.
+create or replace function tasklib._notify(queue text, now timestamptz)
+  returns void
+  language plpgsql
+  volatile
+  set search_path = pg_catalog, pg_temp
+as $$
+begin
+  perform setval('tasklib.notified_at', tasklib._milliseconds(now));
+  perform pg_notify('tasklib', coalesce((
+    select string_agg(sleeper.id::text, ' ') from (
+      select worker.id from tasklib.worker
+      where worker.asleep_until > _notify.now and worker.lost_at is null
+        and _notify.queue = any (worker.queues)
+      order by random() limit 2
+    ) as sleeper), ''));
+end;
+$$;
+comment on function tasklib._notify(text, timestamptz) is
+  'Internal. Sends a notification that names up to two workers which have slept for long; others that sleep look at any.';

@@ -33,6 +33,9 @@ begin
   if cardinality(v_picked) = 0 and tasklib._keep_house(look_again => true) then
     v_picked := tasklib._pick(v_worker.types, claim.queues, claim.max_tasks);
   end if;
+  if cardinality(v_picked) > 0 then
+    perform tasklib._rouse(v_worker, claim.queues, cardinality(v_picked) = claim.max_tasks);
+  end if;
   return query select * from tasklib._start(v_picked, claim.worker_id);
 
   -- not before they run: housekeeping takes the gate of a task that is nowhere for one that was left
@@ -43,6 +46,37 @@ end;
 $$;
 comment on function tasklib.claim(uuid, text[], int) is
   'Hand out up to max_tasks due tasks of names that the worker registered: by priority, then queue in the order given, then the order in which they became ready. Rows that other sessions hold are skipped. Each row is an attempt that must be ended by complete, fail, finish, release or snooze with (id, worker_id, attempt). Finding too little, it does some housekeeping first. Commit at once: until then nobody sees that the tasks run. Errors: TL001, TL007 the worker is not registered, TL011.';
+
+-- A worker that took all it had room for passes the notification on while there is more: so one task
+-- wakes one worker, and a thousand wake all.
+create or replace function tasklib._rouse(worker tasklib.worker, queues text[], is_full boolean)
+  returns void
+  language plpgsql
+  volatile
+  set search_path = pg_catalog, pg_temp
+as $$
+declare
+  v_queue text;
+begin
+  if worker.asleep_until is not null then
+    update tasklib.worker as sleeper set asleep_until = null where sleeper.id = _rouse.worker.id;
+  end if;
+  if is_full and tasklib._may_notify(clock_timestamp()) then
+    select asked.name into v_queue
+    from unnest(queues) as asked (name)
+      left join tasklib.queue as settings on settings.name = asked.name
+    where coalesce(settings.notify and not settings.paused, true)
+      and tasklib._first_lane(tasklib._lane(asked.name, 1024), tasklib._lane(asked.name, -3071),
+        _rouse.worker.types) is not null
+    limit 1;
+    if found then
+      perform tasklib._notify(v_queue, clock_timestamp());
+    end if;
+  end if;
+end;
+$$;
+comment on function tasklib._rouse(tasklib.worker, text[], boolean) is
+  'Internal. The worker is awake: it took tasks. is_full: perhaps there is more than it has room for.';
 
 create or replace function tasklib._check_queues(queues text[])
   returns void

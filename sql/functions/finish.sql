@@ -16,14 +16,15 @@ create or replace function tasklib.finish(
   set plan_cache_mode = force_generic_plan
 as $$
 declare
+  v_all_completed boolean;
   v_status text[];
 begin
   perform tasklib._check_batch(ids, attempts);
-  perform tasklib._check_outcomes(outcomes, cardinality(ids));
+  v_all_completed := tasklib._check_outcomes(outcomes, cardinality(ids));
   perform tasklib._registration(finish.worker_id);
 
   v_status := tasklib._complete_many(finish.worker_id, ids, attempts, outcomes);
-  if outcomes is not null then
+  if not v_all_completed then
     v_status := tasklib._end_others(finish.worker_id, ids, attempts, outcomes, v_status);
   end if;
   if array_position(v_status, null) is not null then
@@ -75,56 +76,76 @@ $$;
 comment on function tasklib._check_twice(uuid[]) is
   'Internal. Raises TL001 when an id occurs twice.';
 
+-- Nearly all elements say that the task completed: those need one look. A result is as long as its text
+-- at most, so that the texts of a short batch need not be measured one by one.
 create or replace function tasklib._check_outcomes(outcomes jsonb, count int)
-  returns void
+  returns boolean
   language plpgsql
   stable
   set search_path = pg_catalog, pg_temp
 as $$
 declare
-  v_bad record;
+  v_short boolean := octet_length(outcomes::text) <= 1048576;
+  v_others boolean := false;
+  v_odd record;
 begin
   if outcomes is null then
-    return;
+    return true;
   end if;
   if jsonb_typeof(outcomes) <> 'array' or jsonb_array_length(outcomes) <> count then
     perform tasklib._reject('TL001', 'outcomes must be a JSON array of ' || count || ' elements, got '
       || tasklib._shown(outcomes::text), null, 'Pass one element for each id, or leave outcomes out.');
   end if;
-  select outcome.value, outcome.n - 1 as index into v_bad
-  from jsonb_array_elements(outcomes) with ordinality as outcome (value, n)
-  where not coalesce(case
-      when jsonb_typeof(outcome.value) = 'null' then true
-      when jsonb_typeof(outcome.value) <> 'object' then false
-      else case outcome.value ->> 'state'
-        when 'completed' then outcome.value - '{state,result}'::text[] = '{}'
-          and octet_length((outcome.value -> 'result')::text) <= 1048576 is not false
-        when 'failed' then outcome.value - '{state,error,retry,retry_in,cause}'::text[] = '{}'
-          and coalesce(jsonb_typeof(outcome.value -> 'error'), 'null') in ('string', 'null')
-          and coalesce(jsonb_typeof(outcome.value -> 'retry'), 'null') in ('boolean', 'null')
-          and coalesce(jsonb_typeof(outcome.value -> 'retry_in'), 'null') in ('number', 'null')
-          and coalesce(outcome.value ->> 'cause', 'error') in ('error', 'timeout', 'crashed', 'lost')
-        when 'released' then outcome.value - 'state' = '{}'
-        when 'snoozed' then outcome.value - '{state,seconds}'::text[] = '{}'
-          and jsonb_typeof(outcome.value -> 'seconds') = 'number'
-        when 'cancelled' then outcome.value - '{state,error}'::text[] = '{}'
-          and coalesce(jsonb_typeof(outcome.value -> 'error'), 'null') in ('string', 'null')
-      end
-    end, false)
-  limit 1;
-  if found then
-    perform tasklib._reject(
-      case when octet_length((v_bad.value -> 'result')::text) > 1048576 then 'TL002' else 'TL001' end,
-      'outcomes[' || v_bad.index || '] is not an outcome: ' || tasklib._shown(v_bad.value::text), null,
-      'See tasklib.finish for the five forms; a result has at most 1048576 bytes as text.');
-  end if;
+  for v_odd in
+    select outcome.value, (outcome.n - 1)::int as index
+    from jsonb_array_elements(outcomes) with ordinality as outcome (value, n)
+    where not (v_short and jsonb_typeof(outcome.value) = 'object'
+      and outcome.value - 'result' = '{"state": "completed"}')
+  loop
+    if not coalesce(tasklib._is_outcome(v_odd.value), false) then
+      perform tasklib._reject(
+        case when octet_length((v_odd.value -> 'result')::text) > 1048576 then 'TL002' else 'TL001' end,
+        'outcomes[' || v_odd.index || '] is not an outcome: ' || tasklib._shown(v_odd.value::text), null,
+        'See tasklib.finish for the five forms; a result has at most 1048576 bytes as text.');
+    end if;
+    v_others := v_others or v_odd.value ->> 'state' <> 'completed';
+  end loop;
+  return not v_others;
 end;
 $$;
 comment on function tasklib._check_outcomes(jsonb, int) is
-  'Internal. Raises TL001 or TL002 unless outcomes is null or has count well-formed elements.';
+  'Internal. Raises TL001 or TL002 unless outcomes is null or has count well-formed elements. True when all completed.';
+
+create or replace function tasklib._is_outcome(outcome jsonb)
+  returns boolean
+  language sql
+  immutable
+  set search_path = pg_catalog, pg_temp
+as $$
+  select case
+    when jsonb_typeof(outcome) = 'null' then true
+    when jsonb_typeof(outcome) <> 'object' then false
+    else case outcome ->> 'state'
+      when 'completed' then outcome - '{state,result}'::text[] = '{}'
+        and octet_length((outcome -> 'result')::text) <= 1048576 is not false
+      when 'failed' then outcome - '{state,error,retry,retry_in,cause}'::text[] = '{}'
+        and coalesce(jsonb_typeof(outcome -> 'error'), 'null') in ('string', 'null')
+        and coalesce(jsonb_typeof(outcome -> 'retry'), 'null') in ('boolean', 'null')
+        and coalesce(jsonb_typeof(outcome -> 'retry_in'), 'null') in ('number', 'null')
+        and coalesce(outcome ->> 'cause', 'error') in ('error', 'timeout', 'crashed', 'lost')
+      when 'released' then outcome - 'state' = '{}'
+      when 'snoozed' then outcome - '{state,seconds}'::text[] = '{}'
+        and jsonb_typeof(outcome -> 'seconds') = 'number'
+      when 'cancelled' then outcome - '{state,error}'::text[] = '{}'
+        and coalesce(jsonb_typeof(outcome -> 'error'), 'null') in ('string', 'null')
+    end
+  end
+$$;
+comment on function tasklib._is_outcome(jsonb) is
+  'Internal. Whether finish takes this element of outcomes; null when it has no known state.';
 
 -- The common case in one statement, and nothing in it that a planner could turn: ids are looked up one
--- by one, and the rows are deleted by their place, which is one order for all batches that overlap.
+-- by one, and the rows are deleted by their place, in one order for all batches that overlap.
 create or replace function tasklib._complete_many(
   worker_id uuid,
   ids uuid[],
@@ -137,16 +158,18 @@ create or replace function tasklib._complete_many(
   set search_path = pg_catalog, pg_temp
 as $$
 declare
-  v_outcome jsonb := case when outcomes is not null then tasklib._by_id(ids, outcomes) end;
-  v_ended uuid[];
+  v_status text[] := array_fill('ok'::text, array[cardinality(ids)]);
+  v_ended bigint[];
   v_keys bigint[];
   v_unique uuid[];
+  v_n int;
 begin
   with ended as (
     delete from tasklib.running
-    where running.ctid = any (array(
-      select held.place
-      from unnest(ids, attempts) with ordinality as given (id, attempt, n)
+    using (
+      select held.place, given.outcome, given.n
+      from rows from (unnest(ids), unnest(attempts), jsonb_array_elements(outcomes)) with ordinality
+          as given (id, attempt, outcome, n)
         cross join lateral (
           select candidate.ctid as place
           from tasklib.running as candidate
@@ -155,52 +178,44 @@ begin
             and candidate.worker_id = _complete_many.worker_id
           offset 0
         ) as held
-      where outcomes is null
-        or coalesce(outcomes -> (given.n - 1)::int ->> 'state', 'completed') = 'completed'
-    ))
-    returning running.task_id, running.attempt, running.started_at, running.key, running.unique_until
+      where coalesce(given.outcome ->> 'state', 'completed') = 'completed'
+      order by held.place
+      offset 0
+    ) as completed
+    where running.ctid = completed.place
+    returning running.task_id, running.attempt, running.started_at, running.key,
+      running.unique_until, completed.n, completed.outcome
   ),
   kept as (
     insert into tasklib.done (task_id, worker_id, started_at, finished_at, attempt, state, result)
     select ended.task_id, _complete_many.worker_id, ended.started_at, clock_timestamp(),
-      ended.attempt, 1, v_outcome -> ended.task_id::text -> 'result'
+      ended.attempt, 1, ended.outcome -> 'result'
     from ended
   )
-  select array_agg(ended.task_id), array_agg(ended.key) filter (where ended.key is not null),
+  select array_agg(ended.n), array_agg(ended.key) filter (where ended.key is not null),
     array_agg(ended.task_id) filter (where ended.unique_until = 'f')
     into v_ended, v_keys, v_unique
   from ended;
 
   if exists (select from tasklib.cancel_request) then
-    delete from tasklib.cancel_request where cancel_request.task_id = any (v_ended);
+    delete from tasklib.cancel_request
+    where cancel_request.task_id = any (array(select ids[n] from unnest(v_ended) as n));
   end if;
   perform tasklib._let_go(v_keys, v_unique);
 
-  if cardinality(v_ended) = cardinality(ids) then
-    return array_fill('ok'::text, array[cardinality(ids)]);
+  if cardinality(v_ended) is distinct from cardinality(ids) then
+    -- only here can a task have been named twice
+    perform tasklib._check_twice(ids);
+    v_status := array_fill(null::text, array[cardinality(ids)]);
+    foreach v_n in array coalesce(v_ended, '{}') loop
+      v_status[v_n] := 'ok';
+    end loop;
   end if;
-  -- only here can a task have been named twice
-  perform tasklib._check_twice(ids);
-  v_outcome := (select jsonb_object_agg(ended.id::text, true) from unnest(v_ended) as ended (id));
-  return array(select case when v_outcome ? given.id::text then 'ok' end
-    from unnest(ids) with ordinality as given (id, n) order by given.n);
+  return v_status;
 end;
 $$;
 comment on function tasklib._complete_many(uuid, uuid[], int[], jsonb) is
   'Internal. Completes what the worker holds of ids; ok for those, null for the others.';
-
--- A JSON object finds a key by binary search; a join of two lists would be planned as a nested loop.
-create or replace function tasklib._by_id(ids uuid[], outcomes jsonb)
-  returns jsonb
-  language sql
-  immutable
-  set search_path = pg_catalog, pg_temp
-as $$
-  select jsonb_object_agg(given.id::text, outcomes -> (given.n - 1)::int)
-  from unnest(ids) with ordinality as given (id, n)
-$$;
-comment on function tasklib._by_id(uuid[], jsonb) is
-  'Internal. The outcomes of finish by the id that each belongs to.';
 
 create or replace function tasklib._end_others(
   worker_id uuid,

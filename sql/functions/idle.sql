@@ -1,7 +1,8 @@
 create or replace function tasklib.idle(
   worker_id uuid,
   queues text[] default '{default}',
-  max_wait interval default interval '10 seconds'
+  max_wait interval default interval '10 seconds',
+  for_long boolean default false
 )
   returns float8
   language plpgsql
@@ -11,25 +12,34 @@ create or replace function tasklib.idle(
   set enable_seqscan = off
 as $$
 declare
-  v_now float8;
-  v_wait float8 := extract(epoch from max_wait);
+  v_now timestamptz := clock_timestamp();
+  v_until timestamptz;
 begin
   perform tasklib._check_queues(idle.queues);
   perform tasklib._registration(idle.worker_id);
-  if v_wait is null or not v_wait between 0 and 3600 then
+  if max_wait is null or max_wait < interval '0' or max_wait > interval '1 hour' then
     perform tasklib._reject('TL001', 'max_wait ' || tasklib._shown(idle.max_wait::text)
       || ' is out of range', null, 'Pass 0 to 1 hour.');
   end if;
-  v_now := extract(epoch from clock_timestamp());
-  perform setval('tasklib.asleep_until',
-    greatest((select last_value from tasklib.asleep_until), ((v_now + v_wait) * 1000)::bigint));
+  v_until := v_now + idle.max_wait;
+  if for_long then
+    update tasklib.worker
+    set lease_until = v_now + worker.lease, graced = false,
+      asleep_until = v_until, queues = idle.queues
+    where worker.id = idle.worker_id and worker.lost_at is null;
+    if not found then
+      perform tasklib._registration(idle.worker_id);
+    end if;
+  end if;
+  perform setval('tasklib.asleep_until', greatest(
+    (select last_value from tasklib.asleep_until), tasklib._milliseconds(v_until)));
   perform setval('tasklib.notified_at', 0);
   -- least ignores the null of an empty table
-  return greatest(0, least(v_wait, extract(epoch from tasklib._next_due())::float8 - v_now));
+  return greatest(0, extract(epoch from least(v_until, tasklib._next_due()) - v_now)::float8);
 end;
 $$;
-comment on function tasklib.idle(uuid, text[], interval) is
-  'A worker that found nothing goes to sleep. Until it wakes (max_wait at most) an enqueue sends NOTIFY on the channel tasklib. Returns the seconds to sleep: until max_wait or until a delayed task is due, whichever is first. LISTEN, call idle, claim once more, then sleep. Errors: TL001, TL007, TL011.';
+comment on function tasklib.idle(uuid, text[], interval, boolean) is
+  'A worker that found nothing goes to sleep. Until it wakes (max_wait at most) an enqueue sends NOTIFY on the channel tasklib. Returns the seconds to sleep: until max_wait or until a delayed task is due, whichever is first. LISTEN, call idle, claim once more, then sleep. for_long: it has been idle for a while; this counts as a heartbeat, and the worker needs to look only when the payload of a notification has its id, so that not all run for one task. Any other worker that sleeps looks at every notification. Errors: TL001, TL007, TL011.';
 
 create or replace function tasklib._next_due()
   returns timestamptz

@@ -238,16 +238,20 @@ create table tasklib.worker (
   lost_at timestamptz,
   cleared_at timestamptz,
   lease interval not null,
+  asleep_until timestamptz,
   graced boolean not null default false,
   registered_by text not null,
   name text not null,
   types bigint[],
+  queues text[],
   info jsonb,
   constraint worker_pkey primary key (id)
 ) with (fillfactor = 50);
 comment on table tasklib.worker is 'One start of one worker process. Heartbeats move lease_until: the only hot update, within its page.';
 comment on column tasklib.worker.lost_at is 'Its registration has ended: by deregister_worker, or by tick after its lease ran out.';
 comment on column tasklib.worker.cleared_at is 'Everything that it held has been given back.';
+comment on column tasklib.worker.asleep_until is 'It has been idle for a while and sleeps until then unless a notification names it; null while it is awake. Written once in a quarter of a lease at most, so that a held snapshot costs nothing.';
+comment on column tasklib.worker.queues is 'The queues that it asked for when it went to sleep.';
 comment on column tasklib.worker.graced is 'Its lease was renewed by tick, not by a heartbeat.';
 comment on column tasklib.worker.types is 'Hashes of the task names it runs; null: any name.';
 

@@ -20,6 +20,7 @@ METHODS = sorted(
 PAIRS = ["get_task", "list_tasks", "retry_task", "cancel_task"]
 
 A = uuid4()
+ENDED = _worker_calls.Ended("w", [], [], [])
 CALLS: list[Call[Any]] = [
     _calls.enqueue(NewTask("a", "{}")),
     _calls.enqueue_many([]),
@@ -28,13 +29,15 @@ CALLS: list[Call[Any]] = [
     _calls.cancel(A),
     _calls.retry(A),
     _worker_calls.register_worker(None, 1, [], {}),
-    _worker_calls.claim(A, [], 1),
-    _worker_calls.idle(A, [], 1),
-    _worker_calls.finish(A, [], [], []),
-    _worker_calls.heartbeat(A),
-    _worker_calls.cancel_requests(A),
-    _worker_calls.set_progress(A, A, 1, 0, None),
-    _worker_calls.deregister_worker(A),
+    _worker_calls.finish(ENDED),
+    _worker_calls.exchange("w", [], 1),
+    _worker_calls.exchange("w", [], 1, ENDED),
+    _worker_calls.exchange("w", [], 1, None, _worker_calls.Idle(1, for_long=True)),
+    _worker_calls.tick(),
+    _worker_calls.deregister_worker("w"),
+    Call(_worker_calls.HEARTBEAT, {"worker_id": "w"}, list),
+    Call(_worker_calls.CANCEL_REQUESTS, {"worker_id": "w"}, list),
+    Call(_worker_calls.CRASHED, {"worker_id": "w"}, list),
 ]
 
 
@@ -61,16 +64,15 @@ def test_the_functions_of_the_module_come_in_pairs(name: str) -> None:
 
 @pytest.mark.parametrize("call", CALLS, ids=lambda call: call.sql.split("(")[0].split(".")[-1])
 def test_a_call_uses_the_argument_names_of_its_function(conn: Any, call: Call[Any]) -> None:
-    (function,) = set(re.findall(r"tasklib\.(\w+)\(", call.sql))
-    used = set(re.findall(r"(\w+) =>", call.sql))
-    row = conn.execute(
-        "select proargnames[1:pronargs] from pg_proc "
-        "where pronamespace = 'tasklib'::regnamespace and proname = %s",
-        (function,),
-    ).fetchone()
+    for call_text in re.split(r"(?=tasklib\.\w+\()", call.sql)[1:]:
+        row = conn.execute(
+            "select proargnames[1:pronargs] from pg_proc "
+            "where pronamespace = 'tasklib'::regnamespace and proname = %s",
+            re.match(r"tasklib\.(\w+)", call_text).groups(),  # pyright: ignore
+        ).fetchone()
 
-    assert row is not None
-    assert used <= set(row[0])
+        assert row is not None
+        assert set(re.findall(r"(\w+) =>", call_text)) <= set(row[0])
     assert set(re.findall(r"%\((\w+)\)s", call.sql)) == set(call.params)
 
 

@@ -10,20 +10,21 @@ import pytest
 import tasklib
 from tasklib import DatabaseUnavailable, TaskQueue, TaskWorker, _calls, _connections
 from tasklib._calls import Call
+from tasklib._worker_calls import Exchanged
 from tasklib.worker.link import Link
 
 Start = Callable[..., TaskWorker]
 
 
-def lose_one_answer(monkeypatch: pytest.MonkeyPatch, function: str) -> list[Any]:
-    """Cut the connection once, just before the answer of a call arrives; return that answer."""
+def lose_one_answer(monkeypatch: pytest.MonkeyPatch, part: str) -> list[Any]:
+    """Cut the connection once, just before the answer of a call arrives; return that part of it."""
     lost: list[Any] = []
     run = Link.run
 
     async def cut(self: Link, call: Call[Any]) -> Any:
         answer = await run(self, call)
-        if f"tasklib.{function}(" in call.sql and answer and not lost:
-            lost.append(answer)
+        if isinstance(answer, Exchanged) and getattr(answer, part) and not lost:
+            lost.append(getattr(answer, part))
             self.drop()
             raise DatabaseUnavailable("the connection broke")
         return answer
@@ -35,7 +36,7 @@ def lose_one_answer(monkeypatch: pytest.MonkeyPatch, function: str) -> list[Any]
 async def test_tasks_of_a_lost_claim_are_run_soon(
     aqueue: TaskQueue, running: Start, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    lost = lose_one_answer(monkeypatch, "claim")
+    lost = lose_one_answer(monkeypatch, "claimed")
 
     @aqueue.task
     async def work() -> int:
@@ -52,7 +53,7 @@ async def test_tasks_of_a_lost_claim_are_run_soon(
 async def test_an_outcome_whose_answer_was_lost_is_sent_again(
     aqueue: TaskQueue, running: Start, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    lost = lose_one_answer(monkeypatch, "finish")
+    lost = lose_one_answer(monkeypatch, "statuses")
     runs: list[int] = []
 
     @aqueue.task
@@ -140,25 +141,34 @@ async def test_behind_a_pooler_a_worker_polls(
     assert listening == (0,)
 
 
-async def test_a_worker_listens_again_when_its_session_was_ended(running: Start, conn: Any) -> None:
-    async def listener(*others: int) -> int:
+async def test_a_worker_listens_again_when_its_session_was_ended(
+    aqueue: TaskQueue, running: Start, conn: Any
+) -> None:
+    async def session(*others: int) -> int:
         async with asyncio.timeout(20):
             while True:
                 found = conn.execute(
                     "select pid from pg_stat_activity where datname = current_database() "
-                    "and application_name = 'tasklib listener' and query = 'listen tasklib' "
-                    "and pid <> all (%s)",
+                    "and application_name = 'tasklib worker' and pid <> all (%s)",
                     (list(others),),
                 ).fetchone()
                 if found:
                     return found[0]
                 await asyncio.sleep(0.02)
 
-    running()
-    first = await listener()
-    conn.execute("select pg_terminate_backend(%s)", (first,))
+    @aqueue.task
+    async def work() -> None: ...
 
-    assert await listener(first)
+    worker = running(poll_interval=60)
+    await aqueue.get_result(await aqueue.enqueue(work), timeout=20)
+    await asyncio.sleep(0.5)  # it sleeps now, and only a notification wakes it
+    first = await session()
+    conn.execute("select pg_terminate_backend(%s)", (first,))
+    await session(first)
+    await asyncio.sleep(0.5)
+
+    assert await aqueue.get_result(await aqueue.enqueue(work), timeout=20)
+    assert worker.stats.completed == 2
 
 
 async def test_logs_tell_ids_and_never_arguments(

@@ -1,10 +1,8 @@
-"""What the worker holds at the moment: shared between the loop and the heartbeat thread."""
+"""What the worker holds at the moment."""
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Iterable
-from uuid import UUID
 
 from tasklib.models import Claimed
 from tasklib.worker.context import Run, StopReason
@@ -16,67 +14,48 @@ class Board:
     Usually there is one registration. There are more after a claim whose answer was lost: what it
     handed out is unknown here, so the old registration takes nothing new, lives until what is
     known under it has ended, and then gives back the rest by deregistering.
+
+    Attributes:
+        current: The registration that claims; None when there has to be a new one.
+        registrations: Every registration that has to be kept alive.
+        runs: Everything that was handed out and is not over.
     """
 
     def __init__(self) -> None:
-        self._lock = threading.Lock()
-        self._runs: dict[tuple[UUID, int], Run] = {}
-        self._registrations: list[UUID] = []
-        self._current: UUID | None = None
+        self.current: str | None = None
+        self.registrations: list[str] = []
+        self.runs: set[Run] = set()
 
-    @property
-    def current(self) -> UUID | None:
-        """The registration that claims; None when there has to be a new one."""
-        return self._current
-
-    def register(self, worker_id: UUID) -> None:
+    def register(self, worker_id: str) -> None:
         """Claim under this registration from now on."""
-        with self._lock:
-            self._registrations.append(worker_id)
-            self._current = worker_id
+        self.registrations.append(worker_id)
+        self.current = worker_id
 
-    def registrations(self) -> list[UUID]:
-        """Return every registration that has to be kept alive."""
-        with self._lock:
-            return list(self._registrations)
-
-    def retired(self) -> list[UUID]:
+    def retired(self) -> list[str]:
         """Return old registrations under which nothing known runs any more."""
-        with self._lock:
-            busy: set[UUID | None] = {run.worker_id for run in self._runs.values()}
-            busy.add(self._current)
-            return [known for known in self._registrations if known not in busy]
+        if self.registrations == [self.current]:
+            return []
+        busy = {self.current, *(run.worker_id for run in self.runs)}
+        return [known for known in self.registrations if known not in busy]
 
-    def forget(self, worker_id: UUID) -> list[Run]:
+    def forget(self, worker_id: str) -> list[Run]:
         """Drop a registration that ended; return the runs that it took along."""
-        with self._lock:
-            if worker_id in self._registrations:
-                self._registrations.remove(worker_id)
-            if worker_id == self._current:
-                self._current = None
-            return [run for run in self._runs.values() if run.worker_id == worker_id]
+        if worker_id in self.registrations:
+            self.registrations.remove(worker_id)
+        if worker_id == self.current:
+            self.current = None
+        return [run for run in self.runs if run.worker_id == worker_id]
 
-    def add(self, claimed: Claimed, worker_id: UUID) -> Run:
+    def add(self, claimed: Claimed, worker_id: str, now: float) -> Run:
         """Note an attempt that was handed out."""
-        run = Run(claimed, worker_id)
-        with self._lock:
-            self._runs[claimed.id, claimed.attempt] = run
+        run = Run(claimed, worker_id, started=now)
+        self.runs.add(run)
         return run
 
-    def remove(self, run: Run) -> None:
-        """Note that an attempt is over, in the database and here."""
-        with self._lock:
-            self._runs.pop((run.claimed.id, run.claimed.attempt), None)
-
-    def runs(self) -> list[Run]:
-        """Return everything that was handed out and is not over."""
-        with self._lock:
-            return list(self._runs.values())
-
-    def find(self, task_ids: Iterable[UUID]) -> list[Run]:
+    def find(self, task_ids: Iterable[str]) -> list[Run]:
         """Return the runs of these tasks."""
         wanted = set(task_ids)
-        return [run for run in self.runs() if run.claimed.id in wanted]
+        return [run for run in self.runs if run.claimed.id in wanted]
 
 
 def tell_to_stop(runs: Iterable[Run], reason: StopReason) -> list[Run]:

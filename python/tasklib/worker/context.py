@@ -6,7 +6,7 @@ import asyncio
 import math
 from collections.abc import Mapping
 from contextvars import ContextVar
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any, Literal, cast
 from uuid import UUID
 
@@ -24,33 +24,35 @@ class Run:
     Attributes:
         claimed: What was handed out.
         worker_id: The registration that holds the lease.
+        started: The loop's time when it was claimed; once it has begun, when it did.
         stop_reason: Why it shall end early; read by other threads.
         is_settled: Whether its outcome is decided; a thread may go on after its timeout.
         progress: What was last reported and not yet stored.
-        handle: The asyncio task that runs it, when it is async.
+        handle: The asyncio task that runs it, when it is async and has begun.
+        has_waited: Whether its coroutine was ever suspended.
         timer: What ends it at its timeout.
-        started: The loop's time when it was claimed; once it has begun, when it did.
     """
 
     claimed: Claimed
-    worker_id: UUID
+    worker_id: str
+    started: float = 0.0
     stop_reason: StopReason | None = None
     is_settled: bool = False
     progress: tuple[float, str | None] | None = None
     handle: asyncio.Task[None] | None = None
+    has_waited: bool = False
     timer: asyncio.TimerHandle | None = None
-    started: float = field(default=0.0)
 
     @property
     def log(self) -> dict[str, object]:
         """The ids for log records; arguments never get there."""
         claimed = self.claimed
         return {
-            "task_id": str(claimed.id),
+            "task_id": claimed.id,
             "task_name": claimed.name,
             "attempt": claimed.attempt,
             "queue": claimed.queue,
-            "worker_id": str(self.worker_id),
+            "worker_id": self.worker_id,
         }
 
 
@@ -68,7 +70,7 @@ class CurrentTask:
     @property
     def id(self) -> UUID:
         """The task's id: the same in every attempt, so a good key for calls to the outside."""
-        return self._run.claimed.id
+        return UUID(self._run.claimed.id)
 
     @property
     def name(self) -> str:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import contextvars
 from collections.abc import Callable
 from typing import Any
@@ -12,6 +11,7 @@ from tasklib.errors import InvalidArguments, InvalidResult
 from tasklib.registry import Registry, TaskFunction
 from tasklib.worker import outcome as ends
 from tasklib.worker.context import Run, enter
+from tasklib.worker.coroutines import Coroutines
 from tasklib.worker.outcome import Outcome
 from tasklib.worker.threads import Threads
 
@@ -36,8 +36,11 @@ class Executor:
         self._registry = registry
         self._settle = settle
         self._free = free
-        self._threads = Threads("tasklib-task")
         self._loop = asyncio.get_running_loop()
+        # A run is started where another one ends: it must not see that one's context.
+        self._context = contextvars.copy_context()
+        self._threads = Threads("tasklib-task", self._loop)
+        self._coroutines = Coroutines(self._context, self._end)
 
     def start(self, run: Run) -> None:
         """Start a run; arguments that cannot be read fail this run alone."""
@@ -57,20 +60,19 @@ class Executor:
         if run.claimed.timeout_seconds is not None:
             seconds = run.claimed.timeout_seconds
             run.timer = self._loop.call_later(seconds, self._time_out, run, task.is_async)
-        context = contextvars.copy_context()
-        context.run(enter, run)
         if task.is_async:
-            run.handle = self._loop.create_task(
-                self._run_async(run, task, kwargs), name=task.name, context=context
-            )
-            run.handle.add_done_callback(lambda handle: self._end_unbegun(run, handle))
+            self._coroutines.start(run, self._run_async(run, task, kwargs))
         else:
+            context = self._context.copy()
             self._threads.submit(lambda: context.run(self._run_sync, run, task, kwargs))
 
     def interrupt(self, run: Run) -> None:
         """Make an async run end; a sync one looks at ``current_task().cancelled``."""
         if run.handle is not None:
             run.handle.cancel()
+        elif self._coroutines.forget(run):
+            # Interrupted before its first step, it has no chance to say so itself.
+            self._end_soon(run, _interrupted(run) or ends.RELEASED)
 
     def close(self) -> None:
         """Let the threads end."""
@@ -78,27 +80,28 @@ class Executor:
 
     async def _run_async(
         self, run: Run, task: TaskFunction[..., Any], kwargs: dict[str, Any]
-    ) -> None:
+    ) -> Outcome:
         try:
-            end = ends.completed(task.arguments.dump_result(await task.func(**kwargs)))
+            enter(run)
+            return ends.completed(task.arguments.dump_result(await task.func(**kwargs)))
         except asyncio.CancelledError as error:
-            end = _interrupted(run) or ends.raised(error, task)
+            return _interrupted(run) or ends.raised(error, task)
         except InvalidResult as error:
-            end = ends.impossible(error)
+            return ends.impossible(error)
         except BaseException as error:  # SystemExit in a task ends the task, not the worker
-            end = ends.raised(error, task)
-        self._end(run, end)
+            return ends.raised(error, task)
 
-    def _run_sync(self, run: Run, task: TaskFunction[..., Any], kwargs: dict[str, Any]) -> None:
+    def _run_sync(
+        self, run: Run, task: TaskFunction[..., Any], kwargs: dict[str, Any]
+    ) -> Callable[[], None]:
         try:
+            enter(run)
             end = ends.completed(task.arguments.dump_result(task.func(**kwargs)))
         except InvalidResult as error:
             end = ends.impossible(error)
         except BaseException as error:  # SystemExit in a task ends the task, not the worker
             end = ends.raised(error, task)
-        # The loop is closed when the worker left before its task.
-        with contextlib.suppress(RuntimeError):
-            self._loop.call_soon_threadsafe(self._end, run, end)
+        return lambda: self._end(run, end)
 
     def _time_out(self, run: Run, is_async: bool) -> None:
         run.stop_reason = run.stop_reason or "timeout"
@@ -112,11 +115,6 @@ class Executor:
         run.timer = self._loop.call_later(
             GRACE_SECONDS, lambda: self._settle(run, ends.timed_out(seconds))
         )
-
-    def _end_unbegun(self, run: Run, handle: asyncio.Task[None]) -> None:
-        # Interrupted before its first step, it had no chance to say so itself.
-        if handle.cancelled():
-            self._end(run, _interrupted(run) or ends.RELEASED)
 
     def _end_soon(self, run: Run, end: Outcome) -> None:
         # Not at once: a slot that is freed while it is filled would fill it again, and so on.

@@ -3,21 +3,22 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import logging
 from dataclasses import dataclass
-from uuid import UUID
+
+import psycopg
 
 from tasklib import _worker_calls
+from tasklib._worker_calls import Exchanged, Idle
 from tasklib.config import Config
-from tasklib.errors import DatabaseUnavailable, WorkerNotRegistered
+from tasklib.errors import DatabaseUnavailable, TaskLibError, WorkerNotRegistered
 from tasklib.registry import Registry
 from tasklib.worker.board import Board
 from tasklib.worker.context import Run
-from tasklib.worker.finish import WorkerStats
+from tasklib.worker.finish import Batch, Finisher, WorkerStats, as_ended
+from tasklib.worker.keeper import Keeper
 from tasklib.worker.link import Link, NotSent, is_infrastructure
-from tasklib.worker.listen import Listener
-from tasklib.worker.pace import ARMED_SECONDS, Pace
+from tasklib.worker.pace import ARMED_SECONDS, Load, Pace
 from tasklib.worker.types import task_types, worker_info
 
 log = logging.getLogger("tasklib.worker")
@@ -43,13 +44,13 @@ class Settings:
 class Unregistered(Exception):
     """The registration that should have claimed is no more."""
 
-    def __init__(self, worker_id: UUID) -> None:
+    def __init__(self, worker_id: str) -> None:
         super().__init__(worker_id)
         self.worker_id = worker_id
 
 
 class Fetcher:
-    """Claims under the current registration.
+    """Claims under the current registration, and sends along what has ended under it.
 
     Attributes:
         look_now: Look again although it is not time: a slot or a key became free.
@@ -57,7 +58,14 @@ class Fetcher:
     """
 
     def __init__(
-        self, settings: Settings, link: Link, board: Board, listener: Listener, stats: WorkerStats
+        self,
+        settings: Settings,
+        link: Link,
+        board: Board,
+        finisher: Finisher,
+        keeper: Keeper,
+        load: Load,
+        stats: WorkerStats,
     ) -> None:
         self.look_now = False
         self.is_dry = False
@@ -65,7 +73,9 @@ class Fetcher:
         self._settings = settings
         self._link = link
         self._board = board
-        self._listener = listener
+        self._finisher = finisher
+        self._keeper = keeper
+        self._load = load
         self._stats = stats
         self._pace = Pace()
         self._loop = asyncio.get_running_loop()
@@ -80,9 +90,10 @@ class Fetcher:
         """The loop's time of the next look."""
         return self._pace.next_look
 
-    def woken(self) -> None:
-        """There was a notification."""
-        self._pace.woken(self._loop.time())
+    def notified(self, payload: str | None) -> bool:
+        """Take a notification, or the end of them; return whether it is a reason to look now."""
+        by_name = payload is None or (self._board.current or "nobody") in payload
+        return self._pace.called(self._loop.time(), by_name=by_name)
 
     async def register(self, seconds: float | None = None) -> None:
         """Begin a registration, and claim under it from now on.
@@ -99,16 +110,21 @@ class Fetcher:
         )
         worker_id = await self._link.persist(call, seconds)
         self._board.register(worker_id)
+        self._keeper.renewed(worker_id)
         log.info(
             "worker %s takes tasks of %d names from %s",
             worker_id,
             len(settings.registry.tasks),
             ", ".join(settings.queues),
-            extra={"worker_id": str(worker_id)},
+            extra={"worker_id": worker_id},
         )
 
-    async def fetch(self, room: int) -> list[Run]:
+    async def fetch(self, room: int, batch: Batch) -> list[Run]:
         """Claim as many tasks as there is room for; none while the database is away.
+
+        Args:
+            room: How many tasks could start soon.
+            batch: What has ended under the current registration; sent with the same call.
 
         Raises:
             Unregistered: The registration has ended.
@@ -117,44 +133,72 @@ class Fetcher:
         if worker_id is None:
             await self.register()
             return []
-        is_planned = self._loop.time() >= self._pace.next_look
+        now = self._loop.time()
+        is_planned = now >= self._pace.next_look
+        idle = None
+        if is_planned and not batch and self._link.is_listening and self._pace.goes_to_sleep:
+            idle = Idle(ARMED_SECONDS, for_long=self._pace.is_listed_next(now))
         self.look_now = False
+        ended = as_ended(batch) if batch else None
+        queues = self._settings.queues
         try:
-            claimed = await self._link.run(
-                _worker_calls.claim(worker_id, self._settings.queues, room)
+            answer = await self._link.run(
+                _worker_calls.exchange(worker_id, queues, room, ended, idle)
             )
         except WorkerNotRegistered as error:
+            self._finisher.note(batch, ["stale"] * len(batch))
             raise Unregistered(worker_id) from error
         except Exception as error:
-            if not is_infrastructure(error):
-                raise
+            await self._recover(error, batch)
+            return []
+        except BaseException:
+            self._finisher.put_back(batch)
+            raise
+        if batch:
+            self._finisher.note(batch, answer.statuses)
+        runs = self._noted(answer, worker_id)
+        await self._plan(answer, room, idle, is_planned=is_planned)
+        return runs
+
+    def _noted(self, answer: Exchanged, worker_id: str) -> list[Run]:
+        now = self._loop.time()
+        self._stats.claimed += len(answer.claimed)
+        if answer.claimed:
+            self._load.claimed(max(len(claimed.kwargs) for claimed in answer.claimed))
+        return [self._board.add(claimed, worker_id, now) for claimed in answer.claimed]
+
+    async def _recover(self, error: Exception, batch: Batch) -> None:
+        if is_infrastructure(error):
+            self._finisher.put_back(batch)
             await self._link.rest(error)
             if isinstance(error, DatabaseUnavailable) and not isinstance(error, NotSent):
                 # It may have handed out tasks that nobody here knows: see Board.
                 await self.register()
-            return []
-        self._stats.claimed += len(claimed)
-        runs = [self._board.add(each, worker_id) for each in claimed]
-        for run in runs:
-            run.started = self._loop.time()
-        await self._plan(len(runs), room, is_planned, worker_id)
-        return runs
+        elif batch and isinstance(error, (TaskLibError, psycopg.Error)):
+            # One row may have spoilt the whole call.
+            await self._finisher.send(batch)
+        else:
+            raise error
 
-    async def _plan(self, found: int, room: int, is_planned: bool, worker_id: UUID) -> None:
-        now = self._loop.time()
+    async def _plan(
+        self, answer: Exchanged, room: int, idle: Idle | None, *, is_planned: bool
+    ) -> None:
+        found, now = len(answer.claimed), self._loop.time()
         if self._settings.drain:
             await self._keep_house(found)
+        if idle is not None and idle.for_long and self._board.current is not None:
+            self._keeper.renewed(self._board.current)
         if found >= room:
             self._pace.found_enough(now)
-        elif not self._listener.is_listening:
+        elif not self._link.is_listening:
             wait = self._settings.poll_interval
             is_hasty = found or self._settings.drain
             self._pace.next_look = now + (min(SOON_SECONDS, wait) if is_hasty else wait)
         elif found:
             self._pace.found_some(now)
         elif is_planned:
-            sleep = await self._tell_that_it_sleeps(worker_id) if self._pace.goes_to_sleep else None
-            self._pace.found_nothing(self._loop.time(), sleep)
+            is_listed = idle is not None and idle.for_long
+            self._pace.found_nothing(now, answer.wait, is_listed=is_listed)
 
     async def _keep_house(self, found: int) -> None:
         """Make due what is due: only a look after that tells that there is nothing."""
@@ -163,9 +207,3 @@ class Fetcher:
         if not found:
             ticked = await self._link.persist(_worker_calls.tick())
             self._has_ticked = ticked is not None and not ticked.more
-
-    async def _tell_that_it_sleeps(self, worker_id: UUID) -> float | None:
-        call = _worker_calls.idle(worker_id, self._settings.queues, ARMED_SECONDS)
-        with contextlib.suppress(WorkerNotRegistered):
-            return await self._link.persist(call)
-        return None

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import logging
+from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 import psycopg
 
 from tasklib import _worker_calls
+from tasklib._worker_calls import Ended
 from tasklib.errors import TaskLibError, WorkerNotRegistered
 from tasklib.worker import outcome as ends
+from tasklib.worker.board import Board
 from tasklib.worker.context import Run
 from tasklib.worker.link import Link
 from tasklib.worker.outcome import Outcome
@@ -20,7 +23,7 @@ log = logging.getLogger("tasklib.worker")
 BATCH = 1000
 BATCH_BYTES = 8_000_000
 
-Ended = tuple[Run, Outcome]
+Batch = list[tuple[Run, Outcome]]
 
 
 @dataclass(slots=True)
@@ -47,65 +50,76 @@ class WorkerStats:
 
 
 class Finisher:
-    """Sends outcomes until their fate is known."""
+    """Keeps outcomes until their fate is known."""
 
-    def __init__(self, link: Link, stats: WorkerStats) -> None:
+    def __init__(self, link: Link, board: Board, stats: WorkerStats) -> None:
         self._link = link
+        self._board = board
         self._stats = stats
-        self._ended: list[Ended] = []
+        self._ended: deque[tuple[Run, Outcome]] = deque()
 
-    def __bool__(self) -> bool:
-        """Whether there is something to send."""
-        return bool(self._ended)
+    def __len__(self) -> int:
+        """Return how many outcomes are to be sent."""
+        return len(self._ended)
 
     def add(self, run: Run, outcome: Outcome) -> None:
         """Send this with the next call."""
         self._ended.append((run, outcome))
 
-    async def flush(self) -> list[Run]:
-        """Send what has gathered; return the runs that are over in the database."""
-        batch = self._taken()
-        by_worker: dict[object, list[Ended]] = {}
-        for ended in batch:
-            by_worker.setdefault(ended[0].worker_id, []).append(ended)
-        try:
-            for group in by_worker.values():
-                statuses = await self._send(group)
-                for (run, outcome), status in zip(group, statuses, strict=True):
-                    self._note(run, outcome, status)
-        except BaseException:
-            # Leaving in the middle: nothing may be forgotten; what was stored answers `already`.
-            self._ended[:0] = batch
-            raise
-        return [run for run, _ in batch]
+    def take(self) -> Batch:
+        """Return what goes in one call: outcomes of one registration, not too many, not too large.
 
-    def _taken(self) -> list[Ended]:
+        Whoever takes it has to `note` it or to `put_back` it.
+        """
+        batch: Batch = []
         size = 0
-        for count, (_, outcome) in enumerate(self._ended):
+        while self._ended and len(batch) < BATCH:
+            run, outcome = self._ended[0]
             size += len(outcome.text)
-            if count == BATCH or (size > BATCH_BYTES and count):
-                batch, self._ended = self._ended[:count], self._ended[count:]
-                return batch
-        batch, self._ended = self._ended, []
+            if batch and (run.worker_id != batch[0][0].worker_id or size > BATCH_BYTES):
+                break
+            batch.append(self._ended.popleft())
         return batch
 
-    async def _send(self, group: Sequence[Ended]) -> list[str]:
-        """Send the outcomes of one registration, again and again until they are answered."""
-        call = _worker_calls.finish(
-            group[0][0].worker_id,
-            [run.claimed.id for run, _ in group],
-            [run.claimed.attempt for run, _ in group],
-            [outcome.text for _, outcome in group],
-        )
+    def put_back(self, batch: Batch) -> None:
+        """Send a batch again: its fate is unknown, and what was stored answers ``already``."""
+        self._ended.extendleft(reversed(batch))
+
+    async def send(self, batch: Batch) -> None:
+        """Send a batch by itself, again and again until it is answered."""
         try:
-            return await self._link.persist(call)
+            statuses = await self._answers(batch)
+        except BaseException:
+            self.put_back(batch)
+            raise
+        self.note(batch, statuses)
+
+    async def flush(self) -> None:
+        """Send everything."""
+        while self._ended:
+            await self.send(self.take())
+
+    def note(self, batch: Batch, statuses: Sequence[str]) -> None:
+        """The runs of a batch are over in the database; count and log how."""
+        is_verbose = log.isEnabledFor(logging.DEBUG)
+        runs, stats = self._board.runs, self._stats
+        for (run, outcome), status in zip(batch, statuses, strict=True):
+            runs.discard(run)
+            if status == "ok" and outcome.state == "completed" and not is_verbose:
+                stats.completed += 1
+            else:
+                self._note(run, outcome, status)
+
+    async def _answers(self, batch: Batch) -> Sequence[str]:
+        try:
+            return await self._link.persist(_worker_calls.finish(as_ended(batch)))
         except WorkerNotRegistered:
-            return ["stale"] * len(group)
+            return ["stale"] * len(batch)
         except (TaskLibError, psycopg.Error) as error:
-            if len(group) > 1:
+            if len(batch) > 1:
                 # One row spoils the batch: each is sent alone, so that it fails alone.
-                return [status for ended in group for status in await self._send([ended])]
-            return [await self._send_instead(*group[0], error)]
+                return [status for one in batch for status in await self._answers([one])]
+            return [await self._send_instead(*batch[0], error)]
 
     async def _send_instead(
         self, run: Run, outcome: Outcome, error: TaskLibError | psycopg.Error
@@ -115,7 +129,7 @@ class Finisher:
             return "refused"
         message = f"InvalidResult: the database refused the outcome of the attempt: {error}"
         instead = ends.failed(message, "refused", retry=False)
-        return (await self._send([(run, instead)]))[0]
+        return (await self._answers([(run, instead)]))[0]
 
     def _note(self, run: Run, outcome: Outcome, status: str) -> None:
         if status not in ("ok", "already"):
@@ -136,3 +150,13 @@ class Finisher:
         level = logging.DEBUG if outcome.state == "completed" else logging.INFO
         if log.isEnabledFor(level):
             log.log(level, "%s %s", run.claimed.name, outcome.state, extra=run.log)
+
+
+def as_ended(batch: Batch) -> Ended:
+    """Return a batch as the database takes it."""
+    return Ended(
+        batch[0][0].worker_id,
+        [run.claimed.id for run, _ in batch],
+        [run.claimed.attempt for run, _ in batch],
+        [outcome.text for _, outcome in batch],
+    )

@@ -5,11 +5,14 @@ from __future__ import annotations
 import asyncio
 import logging
 import random
+from collections.abc import Callable, Generator
+from contextlib import contextmanager
 from typing import TypeVar
+from uuid import uuid4
 
 import psycopg
 
-from tasklib import _connections
+from tasklib import _calls, _connections, _worker_calls
 from tasklib._calls import Call
 from tasklib._connections import AsyncConnection
 from tasklib.config import Config
@@ -21,6 +24,8 @@ log = logging.getLogger("tasklib.worker")
 CALL_SECONDS = 30.0
 FIRST_PAUSE = 0.1
 LONGEST_PAUSE = 5.0
+HEARING_SECONDS = 2.0
+PROBE = "probe "
 
 # Serialization, deadlock, resources, operator, locks, read-only after a failover, a plan that
 # changed under a prepared statement, the system: none says anything about the call itself.
@@ -48,14 +53,47 @@ def pause_after(failures: int) -> float:
 
 
 class Link:
-    """One connection, opened when needed; calls on it have an end even on a dead network."""
+    """One connection, opened when needed; calls on it have an end even on a dead network.
 
-    def __init__(self, config: Config, application_name: str) -> None:
+    Args:
+        config: The database.
+        application_name: What people see in ``pg_stat_activity``.
+        on_notification: Called with the payload of every notification, once `listen` was called;
+            with None when nothing is heard any more, as the connection broke.
+
+    Attributes:
+        is_listening: Whether a notification would be heard.
+    """
+
+    def __init__(
+        self,
+        config: Config,
+        application_name: str,
+        on_notification: Callable[[str | None], None] | None = None,
+    ) -> None:
+        self.is_listening = False
         self._config = config
         self._name = application_name
+        self._on_notification = on_notification if config.listen else None
+        self._shall_listen = False
         self._connection: AsyncConnection | None = None
         self._lock = asyncio.Lock()
         self._failures = 0
+
+    @contextmanager
+    def hearing(self) -> Generator[None]:
+        """Hear notifications during the block, in which no call is made."""
+        loop = asyncio.get_running_loop()
+        connection = self._connection
+        if not self.is_listening or connection is None or self._lock.locked():
+            yield
+            return
+        number = connection.fileno()
+        loop.add_reader(number, self._hear, connection, number)
+        try:
+            yield
+        finally:
+            loop.remove_reader(number)
 
     async def run(self, call: Call[T]) -> T:
         """Run a call once.
@@ -109,6 +147,7 @@ class Link:
 
     def drop(self) -> None:
         """Close the connection without a word to the server."""
+        self.is_listening = False
         if self._connection is not None:
             self._connection.pgconn.finish()
             self._connection = None
@@ -121,6 +160,72 @@ class Link:
             try:
                 async with asyncio.timeout(CALL_SECONDS):
                     self._connection = await _connections.aconnect(self._config, self._name)
+                    if self._shall_listen:
+                        await self._listen(self._connection)
             except (DatabaseUnavailable, TimeoutError, OSError) as error:
+                self.drop()
                 raise NotSent(str(error) or "no connection in time") from error
         return self._connection
+
+    # ---- notifications ---------------------------------------------------------------------------
+
+    async def listen(self) -> None:
+        """Listen from now on, also on the connections to come; poll where nothing is heard.
+
+        Raises:
+            DatabaseUnavailable: The connection broke; the next one listens.
+        """
+        self._shall_listen = self._on_notification is not None
+        async with self._lock:
+            connection = await self._open()
+            if self._shall_listen and not self.is_listening:
+                async with asyncio.timeout(CALL_SECONDS):
+                    await self._listen(connection)
+
+    async def _listen(self, connection: AsyncConnection) -> None:
+        try:
+            self.is_listening = await self._is_direct(connection) and await self._hears(connection)
+        except psycopg.Error as error:
+            if is_infrastructure(error):
+                raise
+            log.warning("cannot listen (%s)", type(error).__name__)
+        if self.is_listening:
+            connection.add_notify_handler(lambda heard: self._notified(heard.payload))
+        else:
+            self._shall_listen = False  # the way to the server will be the same next time
+            log.warning("no notification comes through a pooler: polling instead of listening")
+
+    async def _is_direct(self, connection: AsyncConnection) -> bool:
+        """Tell whether the session is ours alone: many poolers make up the process id they say."""
+        said = connection.info.backend_pid
+        return await _connections.arun(connection, _calls.backend_pid()) == said
+
+    async def _hears(self, connection: AsyncConnection) -> bool:
+        """Try it: there are poolers that cannot be recognised."""
+        await connection.execute(_worker_calls.LISTEN)
+        payload = f"{PROBE}{uuid4()}"
+        other = await _connections.aconnect(self._config, "tasklib probe")
+        try:
+            await _connections.arun(other, _worker_calls.probe(payload))
+        finally:
+            other.pgconn.finish()
+        async for heard in connection.notifies(timeout=HEARING_SECONDS):
+            if heard.payload == payload:
+                return True
+        return False
+
+    def _notified(self, payload: str) -> None:
+        if self._on_notification is not None and not payload.startswith(PROBE):
+            self._on_notification(payload)
+
+    def _hear(self, connection: AsyncConnection, number: int) -> None:
+        try:
+            connection.pgconn.consume_input()
+        except psycopg.OperationalError:
+            asyncio.get_running_loop().remove_reader(number)
+            self.drop()
+            if self._on_notification is not None:
+                self._on_notification(None)
+            return
+        while notification := connection.pgconn.notifies():
+            self._notified(notification.extra.decode(errors="replace"))

@@ -37,9 +37,15 @@ class Outcome:
 RELEASED = Outcome("released", '{"state": "released"}')
 
 
+_COMPLETED = '{"state": "completed", "result": {"value": %}}'
+_RETURNED_NONE = Outcome("completed", _COMPLETED.replace("%", "null"))
+
+
 def completed(result: str) -> Outcome:
     """It returned; ``result`` is JSON text."""
-    return Outcome("completed", f'{{"state": "completed", "result": {{"value": {result}}}}}')
+    if result == "null":
+        return _RETURNED_NONE
+    return Outcome("completed", _COMPLETED.replace("%", result, 1))
 
 
 def failed(

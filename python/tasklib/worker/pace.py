@@ -3,24 +3,29 @@
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass
 
-# A worker that just ran dry looks again soon, because more often than not more comes.
-RESTLESS = (0.02, 0.06)
+# What was found may end at once, and then the next look goes with its outcome.
+BREATH_SECONDS = 0.002
 # After it has told producers that it sleeps: one that did not see that yet is caught by these.
-SETTLING = (0.0, 0.05, 0.2, 1.0)
-SLEEP_SECONDS = 10.0
+SETTLING = (0.005, 0.05, 0.2, 1.0)
+SLEEP_SECONDS = 15.0
 # Producers notify a little longer than the worker sleeps, so that there is no gap between sleeps.
-ARMED_SECONDS = 13.0
+ARMED_SECONDS = 18.0
 
 # Due, and yet not handed out: somebody else is at the housekeeping that would do it.
 SHORTEST_SLEEP = 0.05
 
 LOOKAHEAD_SECONDS = 0.1
-MOST_AHEAD = 200
+MOST_AHEAD = 500
+MOST_AHEAD_BYTES = 4_000_000
 
 
 class Pace:
-    """Counts looks that found too little.
+    """Counts looks that found too little, of a worker that hears notifications.
+
+    One that has found nothing for a while is listed in the database as asleep: then it is called by
+    its name, or not at all, so that one new task does not wake all workers.
 
     Attributes:
         next_look: The loop's time before which nothing is claimed, unless something wakes it.
@@ -30,54 +35,76 @@ class Pace:
         self.next_look = 0.0
         self._due = 0.0
         self._looks = 0
+        self._listed_until = 0.0
+
+    @property
+    def goes_to_sleep(self) -> bool:
+        """Whether producers are to be told with the next look that this worker sleeps."""
+        return self._looks == 0 or self._looks > len(SETTLING)
+
+    def is_listed_next(self, now: float) -> bool:
+        """Whether the next look is to list it as asleep for long; seldom, as it writes a row."""
+        is_ending = 0 < self._listed_until <= now + ARMED_SECONDS - SLEEP_SECONDS
+        return self._looks > len(SETTLING) or (self._looks == 0 and is_ending)
 
     def found_enough(self, now: float) -> None:
         """There may be more: look as soon as there is room."""
         self._looks = 0
+        self._listed_until = 0.0
         self.next_look = now
 
     def found_some(self, now: float) -> None:
         """The queue ran dry just now."""
-        self._looks = 0
-        self.found_nothing(now, sleep=None)
+        self.found_enough(now + BREATH_SECONDS)
 
-    def found_nothing(self, now: float, sleep: float | None) -> None:
+    def found_nothing(self, now: float, wait: float | None, *, is_listed: bool) -> None:
         """A look that was on the plan found nothing.
 
         Args:
             now: The loop's time.
-            sleep: Seconds until the next task is due, at most; None while that was not asked.
+            wait: Seconds until the next task is due, at most; None when that was not asked.
+            is_listed: Whether it listed the worker as asleep.
         """
-        if sleep is not None:
-            self._due = now + max(sleep, SHORTEST_SLEEP)
-        plan = RESTLESS + SETTLING
-        pause = plan[self._looks] if self._looks < len(plan) else SLEEP_SECONDS
+        if wait is not None:
+            self._due = now + max(wait, SHORTEST_SLEEP)
+        if is_listed:
+            self._listed_until = now + ARMED_SECONDS
+        pause = SETTLING[self._looks] if self._looks < len(SETTLING) else SLEEP_SECONDS
         self.next_look = min(now + pause, self._due if self._due > now else math.inf)
-        self._looks += 1
+        self._looks = min(self._looks + 1, len(SETTLING) + 1)
 
-    def woken(self, now: float) -> None:
-        """A notification came: look now, and a few times after it."""
+    def called(self, now: float, *, by_name: bool) -> bool:
+        """Take a notification; return whether it is a reason to look now."""
+        if not by_name and now < self._listed_until:
+            return False
         self.next_look = now
-        self._looks = len(RESTLESS)
-
-    @property
-    def goes_to_sleep(self) -> bool:
-        """Whether producers are to be told now that this worker sleeps."""
-        return self._looks == len(RESTLESS) or self._looks >= len(RESTLESS + SETTLING)
+        self._looks = 0
+        return True
 
 
-class Durations:
-    """A moving average of how long tasks take, to claim ahead what fills a moment."""
+@dataclass(slots=True)
+class Load:
+    """Moving averages of what tasks cost, to claim ahead what fills a moment.
 
-    def __init__(self) -> None:
-        self._mean: float | None = None
+    Attributes:
+        seconds: How long a task takes; None before the first.
+        bytes: How large its arguments are.
+    """
 
-    def add(self, seconds: float) -> None:
-        """Count one task."""
-        self._mean = seconds if self._mean is None else self._mean * 0.9 + seconds * 0.1
+    seconds: float | None = None
+    bytes: float = 0.0
+
+    def ended(self, seconds: float) -> None:
+        """Count how long one task took."""
+        self.seconds = seconds if self.seconds is None else self.seconds * 0.9 + seconds * 0.1
+
+    def claimed(self, size: int) -> None:
+        """Count how large the arguments of one task were."""
+        self.bytes = max(size, self.bytes * 0.99)
 
     def ahead(self, concurrency: int) -> int:
         """Return how many tasks may wait here for a slot: none that would wait for long."""
-        if self._mean is None:
+        if self.seconds is None:
             return 0
-        return min(int(concurrency * LOOKAHEAD_SECONDS / max(self._mean, 0.0002)), MOST_AHEAD)
+        in_time = concurrency * LOOKAHEAD_SECONDS / max(self.seconds, 0.0001)
+        return int(min(in_time, MOST_AHEAD, MOST_AHEAD_BYTES / max(self.bytes, 1.0)))

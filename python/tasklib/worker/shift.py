@@ -7,8 +7,6 @@ import contextlib
 import logging
 from collections import deque
 from collections.abc import Callable
-from typing import Any
-from uuid import UUID
 
 from tasklib import _worker_calls
 from tasklib.errors import WorkerNotRegistered
@@ -18,19 +16,23 @@ from tasklib.worker.context import Run
 from tasklib.worker.execute import Executor
 from tasklib.worker.fetch import Fetcher, Settings, Unregistered
 from tasklib.worker.finish import Finisher, WorkerStats
-from tasklib.worker.heartbeat import Heartbeat
+from tasklib.worker.keeper import Keeper
 from tasklib.worker.link import Link, is_infrastructure
-from tasklib.worker.listen import Listener
 from tasklib.worker.outcome import Outcome
-from tasklib.worker.pace import LOOKAHEAD_SECONDS, Durations
+from tasklib.worker.pace import LOOKAHEAD_SECONDS, Load
 
 log = logging.getLogger("tasklib.worker")
 
 START_SECONDS = 30.0
 LEAVE_SECONDS = 5.0
 UNWIND_SECONDS = 1.0
+PULSE_SECONDS = 1.0
 # What was claimed ahead and has not started after so long goes back, for others to run.
 AHEAD_SECONDS = 1.0
+# Outcomes wait for no longer than this for more of them, and only while more are about to come.
+GATHER_SECONDS = 0.05
+# Tasks that end at once must not keep the loop from everything else.
+STARTS_AT_ONCE = 50
 
 
 class Shift:
@@ -40,43 +42,41 @@ class Shift:
         self._settings = settings
         self._loop = asyncio.get_running_loop()
         self._wake = asyncio.Event()
-        self._link = Link(settings.config, "tasklib worker")
-        self._board = Board()
-        self._executor = Executor(settings.registry, self._settle, self._free)
-        self._finisher = Finisher(self._link, stats)
-        self._listener = Listener(settings.config, self._on_notification)
-        self._heartbeat = Heartbeat(
-            settings.config,
-            self._board,
-            cancel=lambda ids: self._on_loop(self._cancel, ids),
-            lost=lambda worker_id: self._on_loop(self._lose, worker_id),
+        self._link = Link(
+            settings.config, "tasklib worker", None if settings.drain else self._notified
         )
-        self._fetcher = Fetcher(settings, self._link, self._board, self._listener, stats)
-        self._durations = Durations()
+        self._board = Board()
+        self._load = Load()
+        self._executor = Executor(settings.registry, self._settle, self._free)
+        self._finisher = Finisher(self._link, self._board, stats)
+        self._keeper = Keeper(settings.config, cancel=self._cancel, lost=self._lose)
+        self._fetcher = Fetcher(
+            settings, self._link, self._board, self._finisher, self._keeper, self._load, stats
+        )
         self._ahead: deque[Run] = deque()
         self._busy: set[Run] = set()
+        self._is_starting = False
+        self._settled_at = 0.0
         self._stopping = False
         self._abandoned = False
         self._main: asyncio.Task[None] | None = None
         self._timers: list[asyncio.TimerHandle] = []
+        self._pulse: asyncio.TimerHandle | None = None
 
     async def work(self) -> None:
         """Do everything, and leave nothing behind."""
         self._main = asyncio.current_task()
         try:
             await self._fetcher.register(START_SECONDS)
-            self._heartbeat.start()
-            if not self._settings.drain:
-                self._listener.start()
+            await self._keeper.start()
+            await self._listen()
             while not self._is_over():
                 self._wake.clear()
-                if not self._finisher and not self._may_claim():
+                room = self._room_to_claim() if self._may_claim() else 0
+                if room or self._must_finish():
+                    await self._exchange(room)
+                else:
                     await self._rest()
-                    continue
-                if self._finisher:
-                    await self._finish()
-                if self._may_claim():
-                    await self._claim()
         except asyncio.CancelledError:
             if not self._abandoned or self._main is None:
                 raise
@@ -96,66 +96,108 @@ class Shift:
         self._later(self._settings.shutdown_timeout if running else 0, self._give_up)
         self._wake.set()
 
-    # ---- claiming --------------------------------------------------------------------------------
+    async def _listen(self) -> None:
+        try:
+            await self._link.listen()
+        except Exception as error:
+            if not is_infrastructure(error):
+                raise
+            await self._link.rest(error)
 
-    def _room(self) -> int:
-        slots = self._settings.concurrency
-        oldest = min((run.started for run in self._busy), default=self._loop.time())
-        is_quick = self._loop.time() - oldest < LOOKAHEAD_SECONDS
-        ahead = self._durations.ahead(slots) if is_quick else 0
-        return slots + ahead - len(self._busy) - len(self._ahead)
+    # ---- claiming and finishing ------------------------------------------------------------------
 
     def _may_claim(self) -> bool:
-        return not self._stopping and self._room() > 0 and self._fetcher.is_due
+        return not self._stopping and self._fetcher.is_due
 
-    async def _claim(self) -> None:
-        try:
-            runs = await self._fetcher.fetch(self._room())
-        except Unregistered as error:
-            self._lose(error.worker_id)
-            return
-        self._ahead.extend(runs)
+    def _room_to_claim(self) -> int:
+        """Return how many tasks to claim; none while enough wait here, so that calls are few."""
+        slots = self._settings.concurrency
+        target = slots + self._ahead_allowed()
+        room = target - len(self._busy) - len(self._ahead)
+        return 0 if self._ahead and room * 2 < target else max(0, room)
+
+    def _ahead_allowed(self) -> int:
+        ahead = self._load.ahead(self._settings.concurrency)
+        if ahead and self._busy:
+            oldest = min(run.started for run in self._busy)
+            if self._loop.time() - oldest > LOOKAHEAD_SECONDS:
+                return 0  # what would wait behind these may wait for long
+        return ahead
+
+    def _must_finish(self) -> bool:
+        """Tell whether to send outcomes now: more of them are coming while others wait here."""
+        count = len(self._finisher)
+        if not count or not self._ahead:
+            return count > 0
+        is_late = self._loop.time() - self._settled_at > GATHER_SECONDS
+        return is_late or count >= len(self._ahead)
+
+    async def _exchange(self, room: int) -> None:
+        """Send what has ended, and claim, in one call when both are to be done."""
+        batch = self._finisher.take()
+        if not room or (batch and batch[0][0].worker_id != self._board.current):
+            await self._finisher.send(batch)
+            # What these held, a concurrency key say, may have let another task go.
+            self._fetcher.look_now = True
+        else:
+            try:
+                runs = await self._fetcher.fetch(room, batch)
+            except Unregistered as error:
+                self._lose(error.worker_id)
+                return
+            self._ahead.extend(runs)
         if self._stopping:  # while the answer was on its way
             self._give_back_ahead()
-        self._start_ahead()
+        if self._ahead:
+            self._start_ahead()
+        if self._pulse is None and self._board.runs:
+            self._beat()
         await self._retire()
 
     def _start_ahead(self) -> None:
-        while self._ahead and len(self._busy) < self._settings.concurrency:
-            run = self._ahead.popleft()
+        """Fill the slots. A run that ends at once frees its slot within its own start."""
+        if self._is_starting:
+            return
+        self._is_starting = True
+        slots, busy, ahead = self._settings.concurrency, self._busy, self._ahead
+        is_verbose = log.isEnabledFor(logging.DEBUG)
+        for _ in range(STARTS_AT_ONCE):
+            if not ahead or len(busy) >= slots:
+                break
+            run = ahead.popleft()
             if run.stop_reason is not None:  # cancelled or lost before it began
                 self._settle(run, ends.RELEASED)
                 continue
-            self._busy.add(run)
-            if log.isEnabledFor(logging.DEBUG):
+            busy.add(run)
+            if is_verbose:
                 log.debug("%s starts", run.claimed.name, extra=run.log)
             self._executor.start(run)
-
-    # ---- finishing -------------------------------------------------------------------------------
+        else:
+            self._loop.call_soon(self._start_ahead)
+        self._is_starting = False
 
     def _settle(self, run: Run, outcome: Outcome) -> None:
         """Take the outcome of a run; the first one counts."""
         if run.is_settled:
             return
         run.is_settled = True
+        now = self._loop.time()
         if outcome.state != "released":
-            self._durations.add(self._loop.time() - run.started)
+            self._load.ended(now - run.started)
+        if not self._finisher:
+            self._settled_at = now
         self._finisher.add(run, outcome)
-        self._wake.set()
+        if not self._wake.is_set():
+            self._wake.set()
 
     def _free(self, run: Run) -> None:
         """A slot is free: nothing of the run is left here."""
         self._busy.discard(run)
-        if not self._stopping:
+        self._fetcher.look_now = True
+        if self._ahead and not self._stopping:
             self._start_ahead()
-        self._fetcher.look_now = True
-        self._wake.set()
-
-    async def _finish(self) -> None:
-        for run in await self._finisher.flush():
-            self._board.remove(run)
-        # What these held, a concurrency key say, may have let another task go.
-        self._fetcher.look_now = True
+        if not self._wake.is_set():
+            self._wake.set()
 
     async def _retire(self) -> None:
         for worker_id in self._board.retired():
@@ -166,16 +208,33 @@ class Shift:
     async def _rest(self) -> None:
         """Wait until something happens, or until it is time to look."""
         timeout = None
-        if not self._stopping and self._room() > 0:
-            timeout = max(0.0, self._fetcher.next_look - self._loop.time())
-        if self._ahead:
-            if self._loop.time() - self._ahead[0].started > AHEAD_SECONDS:
+        now = self._loop.time()
+        if not self._stopping and not self._ahead and self._room_to_claim():
+            timeout = max(0.0, self._fetcher.next_look - now)
+        elif self._ahead:
+            if now - self._ahead[0].started > AHEAD_SECONDS:
                 self._give_back_ahead()
                 return
-            timeout = AHEAD_SECONDS if timeout is None else min(timeout, AHEAD_SECONDS)
-        with contextlib.suppress(TimeoutError):
+            timeout = GATHER_SECONDS if self._finisher else AHEAD_SECONDS
+        with self._link.hearing(), contextlib.suppress(TimeoutError):
             async with asyncio.timeout(timeout):
                 await self._wake.wait()
+
+    def _beat(self) -> None:
+        """Tell the keeper each second that the loop moves, while anything runs."""
+        running = len(self._board.runs)
+        self._keeper.running(running)
+        for run in self._board.runs:
+            if run.progress is not None and not run.is_settled:
+                (fraction, message), run.progress = run.progress, None
+                self._keeper.progress(
+                    id=run.claimed.id,
+                    worker_id=run.worker_id,
+                    attempt=run.claimed.attempt,
+                    fraction=fraction,
+                    message=message,
+                )
+        self._pulse = self._loop.call_later(PULSE_SECONDS, self._beat) if running else None
 
     def _is_over(self) -> bool:
         if self._finisher or self._ahead or any(not run.is_settled for run in self._busy):
@@ -213,20 +272,20 @@ class Shift:
             timer.cancel()
         for run in tell_to_stop(self._busy, "shutdown"):
             self._executor.interrupt(run)
-        await self._listener.stop()
         if self._finisher and not self._abandoned:
             # Leaving in a hurry: what has ended shall not be run again if that can be helped.
             with contextlib.suppress(Exception):
                 async with asyncio.timeout(LEAVE_SECONDS):
                     await self._finisher.flush()
-        for worker_id in self._board.registrations():
+        for worker_id in list(self._board.registrations):
             await self._deregister(worker_id)
-        if self._heartbeat.ident is not None:
-            await asyncio.to_thread(self._heartbeat.stop)
+        if self._pulse is not None:
+            self._pulse.cancel()
+        await self._keeper.stop()
         self._executor.close()
         self._link.drop()
 
-    async def _deregister(self, worker_id: UUID) -> None:
+    async def _deregister(self, worker_id: str) -> None:
         self._board.forget(worker_id)
         try:
             async with asyncio.timeout(LEAVE_SECONDS):
@@ -237,33 +296,31 @@ class Shift:
             if not is_infrastructure(error):
                 raise
             log.warning(
-                "could not deregister: the lease will run out", extra={"worker_id": str(worker_id)}
+                "could not deregister: the lease will run out", extra={"worker_id": worker_id}
             )
+        finally:
+            self._keeper.drop(worker_id)
 
     # ---- from outside ----------------------------------------------------------------------------
 
-    def _on_notification(self) -> None:
-        self._fetcher.woken()
-        self._wake.set()
+    def _notified(self, payload: str | None) -> None:
+        if self._fetcher.notified(payload):
+            self._wake.set()
 
-    def _on_loop(self, callback: Callable[[Any], None], argument: Any) -> None:
-        # The loop may be gone when the thread speaks last.
-        with contextlib.suppress(RuntimeError):
-            self._loop.call_soon_threadsafe(callback, argument)
-
-    def _cancel(self, task_ids: list[UUID]) -> None:
+    def _cancel(self, task_ids: list[str]) -> None:
         for run in tell_to_stop(self._board.find(task_ids), "cancel"):
             log.info("%s is asked to stop", run.claimed.name, extra=run.log)
             self._executor.interrupt(run)
 
-    def _lose(self, worker_id: UUID) -> None:
-        if worker_id not in self._board.registrations():
+    def _lose(self, worker_id: str) -> None:
+        if worker_id not in self._board.registrations:
             return
         runs = self._board.forget(worker_id)
+        self._keeper.drop(worker_id)
         log.warning(
             "the registration ended; %d tasks are others' now",
             len(runs),
-            extra={"worker_id": str(worker_id)},
+            extra={"worker_id": worker_id},
         )
         for run in tell_to_stop(runs, "lost"):
             self._executor.interrupt(run)

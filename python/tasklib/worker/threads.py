@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
 import queue
 import threading
+from collections import deque
 from collections.abc import Callable
 
 
@@ -11,18 +14,21 @@ class Threads:
     """As many threads as there is work at a time, each kept for the next.
 
     Daemon threads, unlike those of ``concurrent.futures``: a task that does not return must not
-    keep a process alive that was told to leave.
+    keep a process alive that was told to leave. What a job returns is called on the loop; what
+    several threads return while the loop is busy wakes it once.
     """
 
-    def __init__(self, name: str) -> None:
+    def __init__(self, name: str, loop: asyncio.AbstractEventLoop) -> None:
         self._name = name
-        self._jobs: queue.SimpleQueue[Callable[[], None] | None] = queue.SimpleQueue()
+        self._loop = loop
+        self._jobs: queue.SimpleQueue[Callable[[], Callable[[], None]] | None] = queue.SimpleQueue()
+        self._returned: deque[Callable[[], None]] = deque()
         self._lock = threading.Lock()
         self._count = 0
         self._free = 0
 
-    def submit(self, job: Callable[[], None]) -> None:
-        """Run a job, which does not raise, in a thread."""
+    def submit(self, job: Callable[[], Callable[[], None]]) -> None:
+        """Run a job, which does not raise, in a thread; then what it returned on the loop."""
         with self._lock:
             if self._free > 0:
                 self._free -= 1
@@ -39,6 +45,18 @@ class Threads:
 
     def _work(self) -> None:
         while (job := self._jobs.get()) is not None:
-            job()
+            returned = job()
             with self._lock:
                 self._free += 1
+                self._returned.append(returned)
+                is_first = len(self._returned) == 1
+            if is_first:
+                # The loop is closed when the worker left before its task.
+                with contextlib.suppress(RuntimeError):
+                    self._loop.call_soon_threadsafe(self._call_returned)
+
+    def _call_returned(self) -> None:
+        with self._lock:
+            ready, self._returned = self._returned, deque()
+        for call in ready:
+            call()
