@@ -79,13 +79,15 @@ comment on function tasklib._park(int) is
 
 create or replace function tasklib._low_pos(lane bigint)
   returns bigint
-  language sql
+  language plpgsql
   stable
   set search_path = pg_catalog, pg_temp
 as $$
-  select coalesce((
+begin
+  return coalesce((
     select mark.low_pos from tasklib.mark where mark.lane = _low_pos.lane
-    order by mark.lane desc, mark.low_pos desc limit 1), 0)
+    order by mark.lane desc, mark.low_pos desc limit 1), 0);
+end;
 $$;
 comment on function tasklib._low_pos(bigint) is 'Internal. The low-water mark of a lane.';
 

@@ -24,15 +24,17 @@ comment on function tasklib._reject(text, text, text, text) is
 
 create or replace function tasklib._shown(value text)
   returns text
-  language sql
+  language plpgsql
   immutable
   set search_path = pg_catalog, pg_temp
 as $$
-  select case
+begin
+  return case
     when value is null then 'NULL'
     when length(value) > 80 then '"' || left(value, 80) || '…"'
     else '"' || value || '"'
-  end
+  end;
+end;
 $$;
 comment on function tasklib._shown(text) is
   'Internal. A value as an error message quotes it: at most 80 characters.';

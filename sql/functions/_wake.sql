@@ -3,12 +3,14 @@
 
 create or replace function tasklib._may_notify(now timestamptz)
   returns boolean
-  language sql
+  language plpgsql
   volatile
   set search_path = pg_catalog, pg_temp
 as $$
-  select (select last_value from tasklib.asleep_until) > tasklib._milliseconds(now)
-    and (select last_value from tasklib.notified_at) <= tasklib._milliseconds(now) - 50
+begin
+  return (select last_value from tasklib.asleep_until) > tasklib._milliseconds(now)
+    and (select last_value from tasklib.notified_at) <= tasklib._milliseconds(now) - 50;
+end;
 $$;
 comment on function tasklib._may_notify(timestamptz) is
   'Internal. Some worker sleeps, and nobody has notified since it fell asleep or within 50 ms.';

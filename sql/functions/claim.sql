@@ -323,12 +323,14 @@ comment on function tasklib._start(tasklib.ready[], uuid) is
 
 create or replace function tasklib._retry_count(task_id uuid, attempt int)
   returns int
-  language sql
+  language plpgsql
   stable
   set search_path = pg_catalog, pg_temp
 as $$
-  select greatest(0, _retry_count.attempt - 1 - coalesce((
-    select allowance.excused from tasklib.allowance where allowance.task_id = _retry_count.task_id), 0))
+begin
+  return greatest(0, _retry_count.attempt - 1 - coalesce((
+    select allowance.excused from tasklib.allowance where allowance.task_id = _retry_count.task_id), 0));
+end;
 $$;
 comment on function tasklib._retry_count(uuid, int) is
   'Internal. Attempts that were charged, less one.';

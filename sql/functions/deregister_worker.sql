@@ -5,6 +5,7 @@ create or replace function tasklib.deregister_worker(worker_id uuid, crashed boo
   set search_path = pg_catalog, pg_temp
   set jit = off
   set enable_seqscan = off
+  set plan_cache_mode = force_generic_plan
 as $$
 declare
   v_run tasklib.running;

@@ -22,6 +22,7 @@ create or replace function tasklib.enqueue(
   set enable_seqscan = off
   set enable_hashjoin = off
   set enable_mergejoin = off
+  set plan_cache_mode = force_generic_plan
 as $$
 declare
   v_task tasklib.enqueued;

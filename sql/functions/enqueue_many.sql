@@ -7,6 +7,7 @@ create or replace function tasklib.enqueue_many(tasks jsonb)
   set enable_seqscan = off
   set enable_hashjoin = off
   set enable_mergejoin = off
+  set plan_cache_mode = force_generic_plan
 as $$
 declare
   v_specs tasklib.task_spec[];
@@ -104,29 +105,33 @@ comment on function tasklib._check_element(jsonb, int) is
 
 create or replace function tasklib._number_fits(argument text, value numeric)
   returns boolean
-  language sql
+  language plpgsql
   immutable
   set search_path = pg_catalog, pg_temp
 as $$
-  select case
+begin
+  return case
     when argument in ('priority', 'max_retries')
       then value between -2147483648 and 2147483647 and value = trunc(value)
     else value = 0 or abs(value) between 1e-9 and 1e15
-  end
+  end;
+end;
 $$;
 comment on function tasklib._number_fits(text, numeric) is
   'Internal. A number of a JSON task can be converted to the type of its argument.';
 
 create or replace function tasklib._interval(value jsonb)
   returns interval
-  language sql
+  language plpgsql
   stable
   set search_path = pg_catalog, pg_temp
 as $$
-  select case jsonb_typeof(value)
+begin
+  return case jsonb_typeof(value)
     when 'number' then make_interval(secs => greatest(least(value::numeric, 1e9), -1)::float8)
     when 'string' then (value #>> '{}')::interval
-  end
+  end;
+end;
 $$;
 comment on function tasklib._interval(jsonb) is
   'Internal. Seconds (clamped to what an interval can hold) or a text as an interval.';

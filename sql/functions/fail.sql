@@ -13,6 +13,7 @@ create or replace function tasklib.fail(
   set search_path = pg_catalog, pg_temp
   set jit = off
   set enable_seqscan = off
+  set plan_cache_mode = force_generic_plan
 as $$
 begin
   if cause is null or cause not in ('error', 'timeout', 'crashed', 'lost') then
@@ -87,16 +88,18 @@ comment on function tasklib._fail(tasklib.running, text, boolean, interval, text
 -- j of itself, either way.
 create or replace function tasklib._backoff(backoff jsonb, charged int)
   returns interval
-  language sql
+  language plpgsql
   volatile
   set search_path = pg_catalog, pg_temp
 as $$
-  select tasklib._seconds((
+begin
+  return tasklib._seconds((
     least(
       coalesce((backoff ->> 'cap_seconds')::float8, 3600),
       coalesce((backoff ->> 'base_seconds')::float8, 5)
         * power(coalesce((backoff ->> 'multiplier')::float8, 2), least(charged - 1, 60)::float8))
-    * (1 + coalesce((backoff ->> 'jitter')::float8, 0) * (2 * random() - 1)))::numeric)
+    * (1 + coalesce((backoff ->> 'jitter')::float8, 0) * (2 * random() - 1)))::numeric);
+end;
 $$;
 comment on function tasklib._backoff(jsonb, int) is
   'Internal. least(cap, base * multiplier ^ (charged - 1)) seconds, with jitter; 5 s, x 2, 1 h and no jitter by default.';

@@ -118,11 +118,12 @@ comment on function tasklib._check_outcomes(jsonb, int) is
 
 create or replace function tasklib._is_outcome(outcome jsonb)
   returns boolean
-  language sql
+  language plpgsql
   immutable
   set search_path = pg_catalog, pg_temp
 as $$
-  select case
+begin
+  return case
     when jsonb_typeof(outcome) = 'null' then true
     when jsonb_typeof(outcome) <> 'object' then false
     else case outcome ->> 'state'
@@ -139,7 +140,8 @@ as $$
       when 'cancelled' then outcome - '{state,error}'::text[] = '{}'
         and coalesce(jsonb_typeof(outcome -> 'error'), 'null') in ('string', 'null')
     end
-  end
+  end;
+end;
 $$;
 comment on function tasklib._is_outcome(jsonb) is
   'Internal. Whether finish takes this element of outcomes; null when it has no known state.';

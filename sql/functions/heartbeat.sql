@@ -5,6 +5,7 @@ create or replace function tasklib.heartbeat(worker_id uuid)
   set search_path = pg_catalog, pg_temp
   set jit = off
   set enable_seqscan = off
+  set plan_cache_mode = force_generic_plan
 as $$
 begin
   perform tasklib._registration(heartbeat.worker_id);
@@ -28,6 +29,7 @@ create or replace function tasklib.cancel_requests(worker_id uuid)
   set search_path = pg_catalog, pg_temp
   set jit = off
   set enable_seqscan = off
+  set plan_cache_mode = force_generic_plan
 as $$
 begin
   return query select asked.id from tasklib._cancel_requests(cancel_requests.worker_id) as asked (id);
@@ -38,18 +40,21 @@ comment on function tasklib.cancel_requests(uuid) is
 
 create or replace function tasklib._cancel_requests(worker_id uuid)
   returns setof uuid
-  language sql
+  language plpgsql
   stable
   set search_path = pg_catalog, pg_temp
 as $$
-  select running.task_id
-  from tasklib.cancel_request
-    cross join lateral (
-      select candidate.* from tasklib.running as candidate
-      where candidate.task_id = cancel_request.task_id
-      offset 0
-    ) as running
-  where running.worker_id = _cancel_requests.worker_id
+begin
+  return query
+    select running.task_id
+    from tasklib.cancel_request
+      cross join lateral (
+        select candidate.* from tasklib.running as candidate
+        where candidate.task_id = cancel_request.task_id
+        offset 0
+      ) as running
+    where running.worker_id = _cancel_requests.worker_id;
+end;
 $$;
 comment on function tasklib._cancel_requests(uuid) is
   'Internal. Tasks of a worker that were asked to stop.';

@@ -10,6 +10,7 @@ create or replace function tasklib.idle(
   set search_path = pg_catalog, pg_temp
   set jit = off
   set enable_seqscan = off
+  set plan_cache_mode = force_generic_plan
 as $$
 declare
   v_now timestamptz := clock_timestamp();
@@ -43,13 +44,16 @@ comment on function tasklib.idle(uuid, text[], interval, boolean) is
 
 create or replace function tasklib._next_due()
   returns timestamptz
-  language sql
+  language plpgsql
   stable
   set search_path = pg_catalog, pg_temp
 as $$
-  select delayed.run_at from tasklib.delayed
-  where delayed.run_at >= tasklib._low_time('delayed')
-  order by delayed.run_at, delayed.task_id limit 1
+begin
+  return (
+    select delayed.run_at from tasklib.delayed
+    where delayed.run_at >= tasklib._low_time('delayed')
+    order by delayed.run_at, delayed.task_id limit 1);
+end;
 $$;
 comment on function tasklib._next_due() is
   'Internal. When the next delayed task is due; null when there is none.';

@@ -46,14 +46,16 @@ comment on function tasklib.retry(uuid) is
 
 create or replace function tasklib._is_pending(id uuid)
   returns boolean
-  language sql
+  language plpgsql
   stable
   set search_path = pg_catalog, pg_temp
 as $$
-  select exists (select from tasklib.ready where ready.task_id = _is_pending.id)
+begin
+  return exists (select from tasklib.ready where ready.task_id = _is_pending.id)
     or exists (select from tasklib.delayed where delayed.task_id = _is_pending.id)
     or exists (select from tasklib.waiting where waiting.task_id = _is_pending.id)
-    or exists (select from tasklib.parked where parked.task_id = _is_pending.id)
+    or exists (select from tasklib.parked where parked.task_id = _is_pending.id);
+end;
 $$;
 comment on function tasklib._is_pending(uuid) is
   'Internal. The task waits for its turn, its time, its key or a worker.';

@@ -11,6 +11,7 @@ create or replace function tasklib.set_progress(
   set search_path = pg_catalog, pg_temp
   set jit = off
   set enable_seqscan = off
+  set plan_cache_mode = force_generic_plan
 as $$
 begin
   perform tasklib._check_lease(set_progress.id, set_progress.worker_id, set_progress.attempt);

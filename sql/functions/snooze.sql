@@ -5,6 +5,7 @@ create or replace function tasklib.snooze(id uuid, worker_id uuid, attempt int, 
   set search_path = pg_catalog, pg_temp
   set jit = off
   set enable_seqscan = off
+  set plan_cache_mode = force_generic_plan
 as $$
 begin
   if snooze.delay is null then

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import signal
+import subprocess
 from collections.abc import AsyncGenerator, Callable, Generator
 from typing import Any, Protocol
 
 import pytest
+from processes import start_worker
 
 import tasklib
 from tasklib import Config, SyncTaskQueue, TaskQueue, TaskWorker
@@ -32,6 +35,23 @@ async def aqueue(config: Config) -> AsyncGenerator[TaskQueue]:
     """The async client, with no tasks yet."""
     async with TaskQueue(config) as queue:
         yield queue
+
+
+@pytest.fixture
+def start(database: str) -> Generator[Callable[..., subprocess.Popen[str]]]:
+    """Start worker processes; those left at the end of the test are killed."""
+    started: list[subprocess.Popen[str]] = []
+
+    def run(url: str = database, **options: float) -> subprocess.Popen[str]:
+        process = start_worker(url, **options)
+        started.append(process)
+        return process
+
+    yield run
+    for process in started:
+        process.send_signal(signal.SIGCONT)
+        process.kill()
+        process.communicate()
 
 
 @pytest.fixture

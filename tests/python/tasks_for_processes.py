@@ -1,7 +1,13 @@
-"""Tasks of the workers that the tests start as processes; run as ``python FILE URL [LEASE]``."""
+"""Tasks of the workers that the tests start as processes.
+
+Run as ``python FILE URL [LEASE [SHUTDOWN [WATCHDOG]]]``.
+"""
 
 import asyncio
+import ctypes
 import logging
+import os
+import signal
 import sys
 import time
 
@@ -29,6 +35,19 @@ async def block(seconds: float) -> int:
     return tasklib.current_task().attempt
 
 
+@tasklib.task(name="app.hold")
+async def hold(seconds: int) -> int:
+    """Hold the interpreter in C code, so that no other thread of the process can run."""
+    ctypes.PyDLL(None).sleep(seconds)
+    return tasklib.current_task().attempt
+
+
+@tasklib.task(name="app.crash")
+async def crash() -> None:
+    """Take the process along."""
+    os.kill(os.getpid(), signal.SIGSEGV)
+
+
 if __name__ == "__main__":
     logging.basicConfig(level=logging.INFO, stream=sys.stdout, format="%(message)s")
     lease = float(sys.argv[2]) if len(sys.argv) > 2 else 60.0
@@ -37,5 +56,6 @@ if __name__ == "__main__":
         lock_timeout_seconds=lease,
         base_retry_delay_seconds=0.1,
         shutdown_timeout_seconds=float(sys.argv[3]) if len(sys.argv) > 3 else 30.0,
+        watchdog_seconds=float(sys.argv[4]) if len(sys.argv) > 4 else 3600.0,
     )
     asyncio.run(tasklib.TaskWorker(config, concurrency=4).run())

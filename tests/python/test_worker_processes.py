@@ -1,61 +1,21 @@
 """Workers as processes of their own: killed, told to stop, blocked, cut off from the database."""
 
 import signal
-import subprocess
-import sys
 import time
-from collections.abc import Callable, Generator
-from pathlib import Path
-from uuid import UUID
 
-import pytest
+from processes import Start, wait_for
 
 from tasklib import Config, SyncTaskQueue, embedded
 from tasklib._migrate import migrate
-from tasklib.models import Task
-
-PROGRAM = Path(__file__).with_name("tasks_for_processes.py")
-Start = Callable[..., subprocess.Popen[str]]
-
-
-@pytest.fixture
-def start(database: str) -> Generator[Start]:
-    """Start worker processes; those left at the end of the test are killed."""
-    started: list[subprocess.Popen[str]] = []
-
-    def run(url: str = database, lease: float = 60, shutdown: float = 30) -> subprocess.Popen[str]:
-        command = [sys.executable, str(PROGRAM), url, str(lease), str(shutdown)]
-        process = subprocess.Popen(
-            command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
-        )
-        started.append(process)
-        return process
-
-    yield run
-    for process in started:
-        process.kill()
-        process.communicate()
-
-
-def wait_for(queue: SyncTaskQueue, task_id: UUID, condition: Callable[[Task], bool]) -> Task:
-    """Read a task until it is as wanted."""
-    deadline = time.monotonic() + 30
-    while True:
-        task = queue.get_task(task_id)
-        assert task is not None
-        if condition(task):
-            return task
-        assert time.monotonic() < deadline, f"still not so: {task!r}"
-        time.sleep(0.05)
 
 
 def test_a_task_of_a_killed_worker_is_run_by_another(queue: SyncTaskQueue, start: Start) -> None:
-    first = start(lease=1)
+    first = start()
     task_id = queue.enqueue("app.sleep", seconds=1.5)
     held = wait_for(queue, task_id, lambda task: task.is_running)
     first.send_signal(signal.SIGKILL)
     first.wait()
-    start(lease=1)
+    start()
 
     task = wait_for(queue, task_id, lambda task: task.is_terminal)
     assert (task.state, task.result, task.retry_count) == ("completed", {"value": 2}, 1)

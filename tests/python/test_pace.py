@@ -1,0 +1,124 @@
+"""When a worker looks again, and how much it takes: without a clock."""
+
+from tasklib.worker.pace import MOST_AHEAD, Load, Pace
+
+
+class Idler:
+    """A worker that finds nothing, on a clock of its own."""
+
+    def __init__(self) -> None:
+        self.now = 100.0
+        self.pace = Pace()
+        self.told: list[float] = []
+        self.listed: list[float] = []
+        self.looks: list[float] = []
+
+    def look(self, wait: float = 18.0) -> None:
+        self.now = max(self.now, self.pace.next_look)
+        self.looks.append(self.now)
+        asks = self.pace.goes_to_sleep
+        is_listed = asks and self.pace.is_listed_next(self.now)
+        if asks:
+            self.told.append(self.now)
+        if is_listed:
+            self.listed.append(self.now)
+        self.pace.found_nothing(self.now, wait if asks else None, is_listed=is_listed)
+
+    def idle(self, seconds: float) -> None:
+        end = self.now + seconds
+        while self.pace.next_look < end:
+            self.look()
+        self.now = end
+
+
+def test_an_idle_worker_hardly_looks() -> None:
+    idler = Idler()
+    idler.idle(600)
+
+    assert len(idler.looks) <= 600 / 15 + 6
+    assert len(idler.looks) <= 600 / 5 * 0.5
+
+
+def test_a_worker_says_that_it_sleeps_with_its_first_empty_look_and_looks_after_it() -> None:
+    idler = Idler()
+    idler.idle(2)
+
+    assert idler.told == [100.0]
+    assert [round(look - 100, 3) for look in idler.looks] == [0, 0.005, 0.055, 0.255, 1.255]
+
+
+def test_there_is_no_gap_between_the_sleeps_that_producers_are_told_of() -> None:
+    idler = Idler()
+    idler.idle(120)
+
+    gaps = [later - earlier for earlier, later in zip(idler.told, idler.told[1:], strict=False)]
+    assert max(gaps) < 18
+
+
+def test_a_sleeper_that_is_listed_comes_when_it_is_called_by_name_alone() -> None:
+    idler = Idler()
+    assert idler.pace.called(idler.now, by_name=False)
+    idler.idle(30)
+
+    assert idler.listed
+    assert not idler.pace.called(idler.now, by_name=False)
+    assert idler.pace.called(idler.now, by_name=True)
+    assert idler.pace.next_look == idler.now
+
+
+def test_a_worker_that_found_something_comes_at_any_call() -> None:
+    idler = Idler()
+    idler.idle(30)
+    idler.pace.found_some(idler.now)
+
+    assert idler.pace.called(idler.now, by_name=False)
+
+
+def test_calls_in_vain_do_not_make_a_sleeper_write_its_row_again_and_again() -> None:
+    idler = Idler()
+    idler.idle(30)
+    idler.listed.clear()
+    for _ in range(1000):
+        idler.idle(0.1)
+        if idler.pace.called(idler.now, by_name=True):
+            idler.look()
+
+    assert 3 <= len(idler.listed) <= 100 / 15 + 1
+
+
+def test_a_sleeper_wakes_for_the_next_task_that_is_due() -> None:
+    idler = Idler()
+    idler.look(wait=3)
+    while idler.pace.next_look < 103:
+        idler.look()
+
+    assert idler.pace.next_look == 103
+
+
+def test_a_task_that_is_due_and_not_handed_out_does_not_make_it_spin() -> None:
+    idler = Idler()
+    idler.idle(20)
+    before = len(idler.looks)
+    idler.look(wait=0)
+
+    assert idler.pace.next_look >= idler.now + 0.05
+    assert len(idler.looks) == before + 1
+
+
+def test_quick_tasks_are_claimed_ahead_and_slow_ones_are_not() -> None:
+    load = Load()
+    assert load.ahead(10) == 0
+    for _ in range(100):
+        load.ended(0.00001)
+    assert load.ahead(10) == MOST_AHEAD
+    for _ in range(100):
+        load.ended(60)
+    assert load.ahead(10) == 0
+
+
+def test_large_arguments_are_not_piled_up() -> None:
+    load = Load()
+    load.ended(0.00001)
+    load.claimed(1_000_000)
+
+    assert load.ahead(10) == 4
