@@ -1,0 +1,122 @@
+"""Who is told of a new task: one worker that sleeps, not all, and nobody while all are busy."""
+
+import time
+
+from psycopg import Connection
+
+from sql.support import claim, enqueue, enqueue_many, one, register, run
+
+
+def payloads(listener: Connection) -> list[str]:
+    return [heard.payload for heard in listener.notifies(timeout=0.2)]
+
+
+def sleep(conn: Connection, worker: object, queues: str = "{default}", *, long: bool = True):
+    return one(
+        conn,
+        "select tasklib.idle(%s, queues => %s, max_wait => '18 seconds', for_long => %s)",
+        *(worker, queues, long),
+    )
+
+
+def test_two_of_many_sleepers_are_named(conn, make_conn):
+    listener, workers = make_conn(), [register(conn, "t") for _ in range(5)]
+    run(listener, "listen tasklib")
+    for worker in workers:
+        sleep(conn, worker)
+    enqueue(conn)
+
+    (payload,) = payloads(listener)
+    named = payload.split()
+    assert len(named) == len(set(named)) == 2
+    assert set(named) <= {str(worker) for worker in workers}
+
+
+def test_a_worker_that_sleeps_for_a_moment_is_not_named_but_told(conn, make_conn):
+    listener = make_conn()
+    run(listener, "listen tasklib")
+    sleep(conn, register(conn, "t"), long=False)
+    enqueue(conn)
+
+    assert payloads(listener) == [""]
+
+
+def test_sleepers_of_other_queues_are_not_named(conn, make_conn):
+    listener, mail = make_conn(), register(conn, "t")
+    run(listener, "listen tasklib")
+    sleep(conn, register(conn, "t"))
+    sleep(conn, mail, "{mail}")
+    enqueue(conn, queue="mail")
+
+    assert payloads(listener) == [str(mail)]
+
+
+def test_a_sleeper_that_is_gone_is_not_named(conn, make_conn):
+    listener, gone, there = make_conn(), register(conn, "t"), register(conn, "t")
+    run(listener, "listen tasklib")
+    sleep(conn, gone)
+    sleep(conn, there)
+    run(conn, "select tasklib.deregister_worker(%s)", gone)
+    enqueue(conn)
+
+    assert payloads(listener) == [str(there)]
+
+
+def test_a_worker_that_took_a_task_is_awake(conn, make_conn):
+    listener, busy, other = make_conn(), register(conn, "t"), register(conn, "t")
+    run(listener, "listen tasklib")
+    enqueue(conn)
+    sleep(conn, busy)
+    sleep(conn, other)
+    assert len(claim(conn, busy)) == 1
+    enqueue(conn)
+
+    assert payloads(listener) == [str(other)]
+
+
+def test_a_worker_that_took_all_it_has_room_for_passes_the_call_on(conn, make_conn):
+    listener, busy, other = make_conn(), register(conn, "t"), register(conn, "t")
+    enqueue_many(conn, *({"name": "t"} for _ in range(3)))
+    run(listener, "listen tasklib")
+    sleep(conn, other)
+    assert len(claim(conn, busy, 2)) == 2
+    assert payloads(listener) == [str(other)]
+
+    sleep(conn, other)
+    assert len(claim(conn, busy, 1)) == 1
+    assert payloads(listener) == []
+
+
+def test_a_call_is_not_passed_on_within_a_queue_that_does_not_notify(conn, make_conn):
+    listener, busy = make_conn(), register(conn, "t")
+    enqueue_many(conn, *({"name": "t"} for _ in range(3)))
+    run(conn, "select tasklib.set_queue('default', notify => false)")
+    run(listener, "listen tasklib")
+    sleep(conn, register(conn, "t"))
+    claim(conn, busy, 2)
+
+    assert payloads(listener) == []
+
+
+def test_a_long_sleep_renews_the_lease_and_a_short_one_writes_nothing(conn):
+    worker = register(conn, "t", lease="10 seconds")
+    before = one(conn, "select worker::text from tasklib.worker where id = %s", worker)
+    sleep(conn, worker, long=False)
+    assert one(conn, "select worker::text from tasklib.worker where id = %s", worker) == before
+
+    run(conn, "update tasklib.worker set lease_until = clock_timestamp() + interval '1 second'")
+    sleep(conn, worker)
+    left = "extract(epoch from lease_until - clock_timestamp())"
+    assert 9 < one(conn, f"select {left} from tasklib.worker where id = %s", worker) <= 10
+
+
+def test_busy_commits_do_not_notify(conn, make_conn):
+    listener, worker = make_conn(), register(conn, "t")
+    run(listener, "listen tasklib")
+    sleep(conn, worker, long=False)
+    began = time.monotonic()
+    for _ in range(20):
+        enqueue(conn)
+    most = 1 + (time.monotonic() - began) / 0.05
+
+    assert 1 <= len(payloads(listener)) <= most
