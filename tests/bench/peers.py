@@ -7,11 +7,13 @@ import os
 import subprocess
 import sys
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import install
 from install import NODE, PROGRAMS, PYTHON
+
+from tasklib._migrate import migrate
 
 CONCURRENCY = 100
 """How many async tasks TaskLib's worker runs at a time."""
@@ -27,12 +29,18 @@ class Peer:
         name: What ``--peers`` and the tables call it.
         settings: What differs from its defaults, for people.
         program: A command that takes the verbs setup, work, one, bulk and pings.
-        load: SQL that adds %s tasks.
+        load: SQL that adds %s tasks; without it the store is Redis.
         left: SQL that tells whether there are unfinished ones.
+        single: SQL that enqueues one task, for pgbench.
+        silence: SQL that switches notifications off.
+        occupy: SQL that adds %s tasks which sleep.
         worker: The command of a worker, when it is not ``program work``.
         env: Variables for all its processes.
-        install: What it needs from a registry.
-        skip: Workloads that are not for it.
+        narrow: The same with ten tasks a fetch.
+        most: How many tasks it gets, when it is too slow for all.
+        only: The workloads it takes part in; empty is all.
+        prepare: Makes the schema at a URL, when it is not ``program setup``.
+        installs: What it needs from a registry.
     """
 
     name: str
@@ -40,10 +48,16 @@ class Peer:
     program: list[str]
     load: str = ""
     left: str = ""
+    single: str = ""
+    silence: str | None = None
+    occupy: str = ""
     worker: list[str] = field(default_factory=list[str])
     env: Env = field(default_factory=dict[str, str])
-    install: Callable[[], object] | None = None
-    skip: frozenset[str] = frozenset()
+    narrow: Peer | None = None
+    most: int | None = None
+    only: frozenset[str] = frozenset()
+    prepare: Callable[[str], object] | None = None
+    installs: Callable[[], object] | None = None
 
     def command(self, verb: str, *numbers: int) -> list[str]:
         """Return the command line for a verb."""
@@ -53,11 +67,11 @@ class Peer:
 
     def environment(self, url: str, scratch: Path | None = None) -> Env:
         """Return the environment of its processes."""
-        files = {}
+        path = os.pathsep.join([str(PROGRAMS), str(install.ROOT / "python")])
+        own = {"BENCH_URL": url, "TASKLIB_DATABASE_URL": url, "PYTHONPATH": path}
         if scratch is not None:
-            files = {"BENCH_BEATS": str(scratch / "beats"), "BENCH_LINES": str(scratch / "lines")}
-        own = {"BENCH_URL": url, "TASKLIB_DATABASE_URL": url, "PYTHONPATH": _pythonpath()}
-        return {**os.environ, **own, **files, **self.env}
+            own |= {"BENCH_BEATS": str(scratch / "beats"), "BENCH_LINES": str(scratch / "lines")}
+        return {**os.environ, **own, **self.env}
 
     def ask(self, url: str, verb: str, *numbers: int) -> dict[str, float]:
         """Run a verb of its program to the end; return the figures that it says."""
@@ -73,63 +87,90 @@ class Peer:
         last = ran.stdout.strip().splitlines()[-1:]
         return json.loads(last[0]) if last else {}
 
-
-def _pythonpath() -> str:
-    return os.pathsep.join([str(PROGRAMS), str(install.ROOT / "python")])
+    def set_up(self, url: str) -> None:
+        """Make the schema."""
+        if self.prepare:
+            self.prepare(url)
+        else:
+            self.ask(url, "setup")
 
 
 def _python(file: str, python: Path | str = sys.executable) -> list[str]:
     return [str(python), str(PROGRAMS / file)]
 
 
-TASKLIB_LOAD = """
+def _with_narrow(peer: Peer, **changes: object) -> Peer:
+    """Give a peer its form that fetches ten tasks at a time."""
+    narrow = replace(peer, env={**peer.env, "BENCH_BATCH": "10"}, **changes)  # pyright: ignore
+    return replace(peer, narrow=narrow)
+
+
+def tasklib(concurrency: int) -> Peer:
+    """The worker as users start it."""
+    loaded = """
 select count(*) from tasklib.enqueue_many((
-  select jsonb_agg(jsonb_build_object('name', 'bench.noop', 'kwargs', '{"at": 0}'::jsonb))
+  select jsonb_agg(jsonb_build_object('name', '{}', 'kwargs', '{}'::jsonb))
   from generate_series(1, %s)
 ))
 """
-TASKLIB_LEFT = "select exists (select from tasklib.ready) or exists (select from tasklib.running)"
-
-
-def _tasklib(name: str, module: str, concurrency: int, **more: object) -> Peer:
-    return Peer(
-        name,
-        f"tasklib worker --concurrency {concurrency}",
+    peer = Peer(
+        "tasklib",
+        f"`tasklib worker --concurrency {concurrency}`, else defaults; enqueued with `TaskQueue`",
         _python("tasklib_produce.py"),
-        TASKLIB_LOAD,
-        TASKLIB_LEFT,
-        worker=[
-            *(sys.executable, "-m", "tasklib.cli", "worker", module),
-            *("--concurrency", str(concurrency)),
-        ],
-        **more,  # pyright: ignore[reportArgumentType]
+        load=loaded.format("bench.noop", '{"at": 0}'),
+        left="select exists (select from tasklib.ready) or exists (select from tasklib.running)",
+        single="""select tasklib.enqueue('bench.noop', '{"at": 0}')""",
+        silence="select tasklib.set_queue('default', notify => false)",
+        occupy=loaded.format("bench.pause", '{"seconds": 0.5}'),
+        worker=_tasklib_worker("tasklib_tasks", concurrency),
+        prepare=migrate,
+    )
+    return _with_narrow(peer, worker=_python("tasklib_sql.py"))
+
+
+def tasklib_threads(concurrency: int) -> Peer:
+    """The same tasks as ordinary functions, and the blocking client."""
+    return replace(
+        tasklib(concurrency),
+        name="tasklib-threads",
+        settings=f"`tasklib worker --concurrency {concurrency}`, sync tasks; `SyncTaskQueue`",
+        worker=_tasklib_worker("tasklib_threads", concurrency),
+        env={"BENCH_MODE": "sync"},
+        narrow=None,
+        only=frozenset({"drain1", "drain2", "latency", "one", "bulk"}),
     )
 
 
-def all_peers(concurrency: int = CONCURRENCY) -> dict[str, Peer]:
-    """Return every peer by its name."""
-    peers = [
-        _tasklib("tasklib", "tasklib_tasks", concurrency),
-        _tasklib("tasklib-threads", "tasklib_threads", 10, env={"BENCH_MODE": "sync"}),
-        Peer(
-            "graphile",
-            "concurrentJobs 24, localQueue 500 (refetchDelay 10 ms), complete and fail batched",
-            [str(NODE), str(install.CACHE / "node" / "graphile.mjs")],
-            load="""
+def _tasklib_worker(module: str, concurrency: int) -> list[str]:
+    command = [sys.executable, "-m", "tasklib.cli", "worker", module]
+    return [*command, "--concurrency", str(concurrency)]
+
+
+def graphile() -> Peer:
+    """graphile-worker."""
+    peer = Peer(
+        "graphile",
+        "as its own performance test: concurrentJobs 24, localQueue 500 with refetchDelay 10 ms, "
+        "completeJobBatchDelay and failJobBatchDelay 0",
+        [str(NODE), str(install.CACHE / "node" / "graphile.mjs")],
+        load="""
 select count(*) from graphile_worker.add_jobs((
   select array_agg(json_populate_record(null::graphile_worker.job_spec,
     '{"identifier": "noop", "payload": {"at": 0}}'))
   from generate_series(1, %s)
 ))
 """,
-            left="select exists (select from graphile_worker._private_jobs)",
-            install=install.node_packages,
-        ),
-        Peer(
-            "pgqueuer",
-            "asyncpg, uvloop, batch_size 1000, autovacuum settings of its guide",
-            _python("pgqueuer_queue.py", PYTHON),
-            load="""
+        left="select exists (select from graphile_worker._private_jobs)",
+        single="""select graphile_worker.add_job('noop', '{"at": 0}')""",
+        most=20_000,
+        installs=install.node_packages,
+    )
+    return _with_narrow(peer)
+
+
+def pgqueuer() -> Peer:
+    """pgqueuer with asyncpg."""
+    load = """
 with added as (
   insert into pgqueuer (priority, entrypoint, payload, execute_after, status)
   select 0, 'noop', convert_to('{"at": 0}', 'utf8'), now(), 'queued' from generate_series(1, %s)
@@ -137,19 +178,83 @@ with added as (
 )
 insert into pgqueuer_log (job_id, status, entrypoint, priority)
 select id, 'queued', entrypoint, priority from added
-""",
-            left="select exists (select from pgqueuer)",
-            install=install.python_packages,
-        ),
-        Peer(
-            "mintable",
-            "delete where id = any(array(select … limit 1000 for update skip locked))",
-            _python("mintable.py"),
-            load=(
-                "with added as (insert into task (at) select 0 from generate_series(1, %s)) "
-                "select pg_notify('task', '')"
-            ),
-            left="select exists (select from task)",
-        ),
+"""
+    peer = Peer(
+        "pgqueuer",
+        "asyncpg, uvloop, batch_size 1000 (default 10), the autovacuum settings of its guide",
+        _python("pgqueuer_queue.py", PYTHON),
+        load=load,
+        left="select exists (select from pgqueuer)",
+        single=load.replace("%s", "1").strip(),
+        most=20_000,
+        installs=install.python_packages,
+    )
+    return _with_narrow(peer)
+
+
+def procrastinate() -> Peer:
+    """procrastinate with psycopg."""
+    load = """
+select cardinality(procrastinate_defer_jobs_v1((
+  select array_agg(row('default', 'noop', 0, null, null, '{"at": 0}', null)
+    ::procrastinate_job_to_defer_v1)
+  from generate_series(1, %s)
+)))
+"""
+    return Peer(
+        "procrastinate",
+        "PsycopgConnector, concurrency 30, delete_jobs always",
+        _python("procrastinate_queue.py", PYTHON),
+        load=load,
+        left="select exists (select from procrastinate_jobs where status in ('todo', 'doing'))",
+        single=load.replace("%s", "1").strip(),
+        most=2_000,
+        only=frozenset({"drain1", "drain2", "latency", "one", "bulk", "clients", "idle"}),
+        installs=install.python_packages,
+    )
+
+
+def celery() -> Peer:
+    """Celery with Redis, which is not durable with its defaults."""
+    return Peer(
+        "celery",
+        "Redis with its defaults (not durable), 10 threads, prefetch 100, results ignored, "
+        "no gossip, mingle or heartbeat",
+        _python("celery_queue.py", PYTHON),
+        most=3_000,
+        only=frozenset({"drain1", "drain2", "latency", "one", "bulk"}),
+        prepare=lambda _: install.redis_server(),
+        installs=install.python_packages,
+    )
+
+
+def mintable() -> Peer:
+    """The least that a table allows."""
+    load = (
+        "with added as (insert into task (at) select 0 from generate_series(1, %s)) "
+        "select pg_notify('task', '')"
+    )
+    peer = Peer(
+        "mintable",
+        "delete … where id = any (array(select … limit 1000 for update skip locked)), psycopg",
+        _python("mintable.py"),
+        load=load,
+        left="select exists (select from task)",
+        single=load.replace("%s", "1"),
+        most=50_000,
+    )
+    return _with_narrow(peer)
+
+
+def all_peers(concurrency: int = CONCURRENCY) -> dict[str, Peer]:
+    """Return every peer by its name."""
+    peers = [
+        tasklib(concurrency),
+        tasklib_threads(10),
+        graphile(),
+        pgqueuer(),
+        procrastinate(),
+        celery(),
+        mintable(),
     ]
     return {peer.name: peer for peer in peers}

@@ -1,4 +1,4 @@
-"""A private PostgreSQL server, durable as in production, and a fresh database for each figure."""
+"""A private PostgreSQL server, durable as in production."""
 
 from __future__ import annotations
 
@@ -10,7 +10,6 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-import machine
 import psycopg
 from psycopg import sql
 
@@ -20,8 +19,9 @@ SETTINGS = {
     "fsync": "on",
     "full_page_writes": "on",
     "synchronous_commit": "on",
-    "max_wal_size": "8GB",
+    # Checkpoints come before a measurement, not in it.
     "checkpoint_timeout": "1h",
+    "max_wal_size": "8GB",
 }
 PASSWORD = secrets.token_hex(8)
 
@@ -48,10 +48,6 @@ class Server:
         """Return what a program connects with."""
         return f"postgresql://bench:{PASSWORD}@127.0.0.1:{self.port}/{database}"
 
-    def connect(self, database: str) -> Connection:
-        """Open a session that commits each statement."""
-        return psycopg.connect(self.url(database), autocommit=True)
-
     def create(self, name: str, template: str = "template1") -> None:
         """Make a database, anew when it exists."""
         self.drop(name)
@@ -63,9 +59,10 @@ class Server:
         statement = sql.SQL("drop database if exists {} with (force)")
         self.admin.execute(statement.format(sql.Identifier(name)))
 
-    def cpu_seconds(self, but: list[int]) -> float:
-        """Return the CPU seconds of the server, without some backends."""
-        return machine.cpu_seconds(machine.tree(self.pid)) - machine.cpu_seconds(but)
+    def set(self, name: str, to: str) -> None:
+        """Change a setting for everybody."""
+        self.admin.execute(f"alter system set {name} = '{to}'")  # pyright: ignore
+        self.admin.execute("select pg_reload_conf()")
 
     def setting(self, name: str) -> str:
         """Return a setting as the server shows it."""
@@ -74,7 +71,7 @@ class Server:
 
 def value(connection: Connection, statement: str, *parameters: object) -> object:
     """Return the only value of a query."""
-    row = connection.execute(statement, parameters).fetchone()  # pyright: ignore[reportCallIssue]
+    row = connection.execute(statement, parameters).fetchone()  # pyright: ignore
     assert row is not None
     return row[0]
 
@@ -99,12 +96,3 @@ def serve(folder: Path, shared_buffers: str) -> Generator[Server]:
         admin.execute(f"create role bench superuser login password '{PASSWORD}'")
         lines = str(value(admin, "select pg_read_file('postmaster.pid')")).splitlines()
         yield Server(port, admin, int(lines[0]), embedded.home)
-
-
-@contextmanager
-def held_snapshot(server: Server, database: str) -> Generator[None]:
-    """A transaction that looked once and stays open, as a report or a dump does."""
-    with psycopg.connect(server.url(database)) as connection:
-        connection.isolation_level = psycopg.IsolationLevel.REPEATABLE_READ
-        connection.execute("select count(*) from pg_class")
-        yield

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import signal
 import subprocess
 import tempfile
@@ -11,15 +12,20 @@ from collections.abc import Generator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Generic, TypeVar
 
 import machine
+import stores
 from peers import Peer
 from programs.beat import EVERY
-from server import Connection, Server, value
+from server import Server
 
-PATIENCE_SECONDS = 60.0
+StoreT = TypeVar("StoreT", bound=stores.Store)
+
+PATIENCE_SECONDS = 90.0
 SETTLE_SECONDS = 1.5
 PSS_EACH_SECONDS = 0.25
+WARM_TASKS = 200
 
 
 class Failure(Exception):
@@ -27,70 +33,58 @@ class Failure(Exception):
 
 
 @dataclass
-class Crew:
-    """The workers of one peer on one database.
+class Crew(Generic[StoreT]):
+    """The workers of one peer on one store.
 
     Attributes:
-        watcher: A session that looks; its backend is not counted as the server's CPU.
         peak_mib: The most memory of one worker with its helpers, seen so far.
     """
 
     peer: Peer
-    server: Server
-    database: str
+    store: StoreT
     scratch: Path
-    watcher: Connection
-    processes: list[subprocess.Popen[bytes]] = field(default_factory=list["subprocess.Popen[bytes]"])
+    processes: list[subprocess.Popen[bytes]] = field(default_factory=list)  # pyright: ignore
     peak_mib: float = 0.0
     _looked: float = 0.0
 
-    @property
-    def url(self) -> str:
-        """What its programs connect with."""
-        return self.server.url(self.database)
-
     def start(self) -> None:
         """Start one more worker."""
-        log = (self.scratch / "log").open("ab")
-        environment = self.peer.environment(self.url, self.scratch)
-        self.processes.append(
-            subprocess.Popen(
-                self.peer.command("work"),
-                env=environment,
-                cwd=self.scratch,
-                stdin=subprocess.DEVNULL,
-                stdout=log,
-                stderr=log,
-                start_new_session=True,
+        with (self.scratch / "log").open("ab") as log:
+            self.processes.append(
+                subprocess.Popen(
+                    self.peer.command("work"),
+                    env=self.peer.environment(self.store.url, self.scratch),
+                    cwd=self.scratch,
+                    stdin=subprocess.DEVNULL,
+                    stdout=log,
+                    stderr=log,
+                    start_new_session=True,
+                )
             )
-        )
-        log.close()
 
     def stop(self) -> None:
-        """End all workers, at once if need be."""
+        """End all workers, by force if need be."""
         for process in self.processes:
             process.send_signal(signal.SIGTERM)
         for process in self.processes:
-            pids = machine.tree(process.pid)
-            try:
+            with contextlib.suppress(subprocess.TimeoutExpired):
                 process.wait(5)
-            except subprocess.TimeoutExpired:
-                for pid in pids:
-                    with contextlib.suppress(ProcessLookupError):
-                        signal.pidfd_send_signal(_pidfd(pid), signal.SIGKILL)
-                process.wait()
+            # Each was started as the leader of its own group, which helpers are in.
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(process.pid, signal.SIGKILL)
+            process.wait()
 
-    def warm(self) -> None:
+    def warm(self, settle: float) -> None:
         """Run some tasks in every worker, then leave them idle for a moment."""
         sent, until = 0, time.monotonic() + PATIENCE_SECONDS
-        while len({pid for pid, _ in self.lines()}) < len(self.processes) or sent < 300:
-            self.peer.ask(self.url, "pings", 50, 0)
-            sent += 50
+        while not sent or len({pid for pid, _ in self.lines()}) < len(self.processes):
+            self.peer.ask(self.store.url, "pings", WARM_TASKS, 0)
+            sent += WARM_TASKS
             while len(self.lines()) < sent:
                 self.look(until)
                 time.sleep(0.01)
         (self.scratch / "lines").write_bytes(b"")
-        time.sleep(SETTLE_SECONDS)
+        time.sleep(settle)
 
     def lines(self) -> list[tuple[int, float]]:
         """Return the process and the milliseconds until its start of each task with ``at``."""
@@ -131,39 +125,63 @@ class Crew:
         while self.beats() < tasks - EVERY * len(self.processes):
             self.look(until)
             time.sleep(0.002)
-        while value(self.watcher, self.peer.left):
+        while not self.store.is_finished():
             self.look(until)
             time.sleep(0.002)
 
-    def worker_cpu(self) -> float:
+    def cpu_seconds(self) -> float:
         """Return the CPU seconds of all workers with their helpers."""
         return machine.cpu_seconds(pid for each in self.processes for pid in machine.tree(each.pid))
 
-    def server_cpu(self, *others: Connection) -> float:
-        """Return the CPU seconds of the server, but for the watcher and other sessions of ours."""
-        return self.server.cpu_seconds([c.info.backend_pid for c in (self.watcher, *others)])
 
+class Stopwatch:
+    """Time, CPU and the others' share of the machine, from its making on."""
 
-def _pidfd(pid: int) -> int:
-    import os
+    def __init__(self, crew: Crew[StoreT]) -> None:
+        self._crew = crew
+        self._others = machine.Others(crew.store.pids)
+        self._worker = crew.cpu_seconds()
+        self._server = crew.store.cpu_seconds()
+        self.started = time.monotonic()
 
-    return os.pidfd_open(pid)
+    def figures(self, tasks: int) -> dict[str, float]:
+        """Return the rate and what a task cost until now."""
+        seconds = time.monotonic() - self.started
+        server = (self._crew.store.cpu_seconds() - self._server) / tasks * 1e6
+        worker = (self._crew.cpu_seconds() - self._worker) / tasks * 1e6
+        return {
+            "rate": tasks / seconds,
+            "server_us": server,
+            "worker_us": worker,
+            "cpu_us": server + worker,
+            "other_cores": self._others.cores(),
+        }
 
 
 @contextmanager
-def crew(server: Server, peer: Peer, processes: int) -> Generator[Crew]:
-    """Give warm, idle workers on a fresh database."""
-    database = f"run_{peer.name}"
-    server.create(database, f"peer_{peer.name}")
+def crew(
+    server: Server, peer: Peer, processes: int, settle: float = SETTLE_SECONDS
+) -> Generator[Crew[stores.Database | stores.Redis]]:
+    """Give warm, idle workers on a fresh store."""
     with tempfile.TemporaryDirectory(prefix="tasklib-bench-") as scratch:
-        team = Crew(peer, server, database, Path(scratch), server.connect(database))
-        try:
-            for _ in range(processes):
-                team.start()
-            if processes:
-                team.warm()
-            yield team
-        finally:
-            team.stop()
-            team.watcher.close()
-            server.drop(database)
+        folder = Path(scratch)
+        with stores.store(server, peer, folder) as store:
+            team = Crew(peer, store, folder)
+            try:
+                for _ in range(processes):
+                    team.start()
+                if processes:
+                    team.warm(settle)
+                yield team
+            finally:
+                team.stop()
+
+
+@contextmanager
+def database_crew(
+    server: Server, peer: Peer, processes: int, settle: float = SETTLE_SECONDS
+) -> Generator[Crew[stores.Database]]:
+    """Give the same for a peer whose store is a database."""
+    with crew(server, peer, processes, settle) as team:
+        assert isinstance(team.store, stores.Database)
+        yield team  # pyright: ignore

@@ -34,7 +34,7 @@ def ran(at: int) -> None:
 def words() -> tuple[str, int, int]:
     """Return what the command line asks for: verb, number of tasks, size of a batch."""
     numbers = [int(word) for word in sys.argv[2:4]]
-    return sys.argv[1], *(numbers + [0, 0])[:2]  # pyright: ignore[reportReturnType]
+    return sys.argv[1], *[*numbers, 0, 0][:2]  # pyright: ignore[reportReturnType]
 
 
 def say(**figures: object) -> None:

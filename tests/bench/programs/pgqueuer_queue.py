@@ -1,9 +1,9 @@
 """pgqueuer: asyncpg, uvloop, and the autovacuum settings of its guide."""
 # pyright: reportMissingImports=false
+# pyright: reportUntypedFunctionDecorator=false
 
 from __future__ import annotations
 
-import asyncio
 import json
 import os
 

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-import tasklib
 from beat import ran
+
+import tasklib
 
 
 @tasklib.task(name="bench.noop")
