@@ -44,7 +44,7 @@ class Scale:
         return min(tasks, peer.most or tasks)
 
 
-QUICK = Scale(2_000, 12_000, 30, 200, idle_seconds=2, clients_seconds=0.5, settle=0.3)
+QUICK = Scale(2_000, 5_000, 30, 200, idle_seconds=2, clients_seconds=1, settle=0.1)
 
 
 def drain(server: Server, peer: Peer, scale: Scale, processes: int) -> Figures:
@@ -130,7 +130,7 @@ def held(server: Server, peer: Peer, scale: Scale) -> Figures:
     The queue is kept filled, so that no worker goes idle; what the feeding costs is not counted.
     """
     tasks = scale.stream
-    backlog = max(BATCH, tasks // 20)
+    backlog, batch = tasks // 20, tasks // 100
     with database_crew(server, peer, 1, scale.settle) as team, _snapshot(team.store.url):
         feeder = team.store.session(autocommit=True)
         team.store.settle()
@@ -139,8 +139,8 @@ def held(server: Server, peer: Peer, scale: Scale) -> Figures:
         until = watch.started + PATIENCE_SECONDS
         while (done := team.beats()) < tasks - 2 * EVERY and time.monotonic() < until:
             if added < min(tasks, done + backlog):
-                team.store.add(feeder, BATCH)
-                added += BATCH
+                team.store.add(feeder, batch)
+                added += batch
             else:
                 time.sleep(0.002)
             if done - samples[-1][0] >= tasks // 100:

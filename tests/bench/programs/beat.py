@@ -8,12 +8,14 @@ server.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import itertools
 import json
 import os
 import sys
 import time
 from collections.abc import Awaitable, Callable
+from typing import Any
 
 EVERY = 100
 
@@ -43,13 +45,16 @@ def say(**figures: object) -> None:
 
 
 async def produce(
-    one: Callable[[int], Awaitable[object]], many: Callable[[int], Awaitable[object]]
+    one: Callable[[int], Awaitable[object]],
+    many: Callable[[int], Awaitable[object]],
+    sleep: Callable[[float], Awaitable[object]] = asyncio.sleep,
 ) -> None:
     """Enqueue as the command line says: ``one N``, ``bulk N BATCH`` or ``pings N MILLISECONDS``.
 
     Args:
         one: Enqueues one task with this ``at``.
         many: Enqueues so many tasks at once.
+        sleep: Waits between two tasks.
     """
     verb, count, size = words()
     started = time.perf_counter()
@@ -62,15 +67,37 @@ async def produce(
             for _ in range(count // size):
                 await many(size)
         case "pings":
-            await _pings(one, count, size / 1000)
+            await _pings(one, count, size / 1000, sleep)
         case _:
             raise SystemExit(f"{verb}: no such verb")
     say(seconds=time.perf_counter() - started, cpu=time.process_time() - cpu)
 
 
-async def _pings(one: Callable[[int], Awaitable[object]], count: int, interval: float) -> None:
+def produce_blocking(one: Callable[[int], object], many: Callable[[int], object]) -> None:
+    """Do the same without an event loop, with functions that block."""
+
+    def waiting(function: Callable[[Any], object]) -> Callable[[Any], Awaitable[object]]:
+        async def call(argument: Any) -> object:
+            return function(argument)
+
+        return call
+
+    # It never waits for anything, so that one step takes it to its end.
+    with contextlib.suppress(StopIteration):
+        produce(waiting(one), waiting(many), waiting(time.sleep)).send(None)
+
+
+async def _pings(
+    one: Callable[[int], Awaitable[object]],
+    count: int,
+    interval: float,
+    sleep: Callable[[float], Awaitable[object]],
+) -> None:
     due = time.perf_counter()
     for _ in range(count):
         await one(time.monotonic_ns())
-        due = max(due + interval, time.perf_counter())
-        await asyncio.sleep(due - time.perf_counter())
+        due += interval
+        if (pause := due - time.perf_counter()) > 0:
+            await sleep(pause)
+        else:
+            due -= pause

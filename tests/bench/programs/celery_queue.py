@@ -5,7 +5,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import os
 
 import beat
@@ -21,11 +20,11 @@ def noop(at: int) -> None:
     beat.ran(at)
 
 
-async def one(at: int) -> None:
+def one(at: int) -> None:
     noop.delay(at)
 
 
-async def many(count: int) -> None:
+def many(count: int) -> None:
     """There is no call for many; the first says when the worker begins."""
     for number in range(count):
         noop.delay(1 if number == 0 else 0)
@@ -41,4 +40,4 @@ if __name__ == "__main__":
     if beat.words()[0] == "work":
         work()
     else:
-        asyncio.run(beat.produce(one, many))
+        beat.produce_blocking(one, many)

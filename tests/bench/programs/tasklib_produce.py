@@ -9,25 +9,22 @@ import beat
 
 import tasklib
 
-IS_SYNC = os.environ.get("BENCH_MODE") == "sync"
 
-
-async def blocking() -> None:
-    """Enqueue from ordinary code, in a thread without an event loop."""
+def blocking() -> None:
+    """Enqueue from ordinary code."""
     queue = tasklib.SyncTaskQueue()
 
     @queue.task(name="bench.noop")
     def noop(at: int = 0) -> None: ...
 
+    def one(at: int) -> None:
+        queue.enqueue(noop, at=at)
+
+    def many(count: int) -> None:
+        queue.enqueue_many([(noop, {"at": 0})] * count)
+
     with queue:
-
-        async def one(at: int) -> None:
-            await asyncio.to_thread(queue.enqueue, noop, at=at)
-
-        async def many(count: int) -> None:
-            await asyncio.to_thread(queue.enqueue_many, [(noop, {"at": 0})] * count)
-
-        await beat.produce(one, many)
+        beat.produce_blocking(one, many)
 
 
 async def main() -> None:
@@ -47,4 +44,7 @@ async def main() -> None:
 
 
 if __name__ == "__main__":
-    asyncio.run(blocking() if IS_SYNC else main())
+    if os.environ.get("BENCH_MODE") == "sync":
+        blocking()
+    else:
+        asyncio.run(main())
