@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 import time
 from dataclasses import replace
@@ -72,7 +73,7 @@ def described(server: Server) -> dict[str, str]:
         "measured": time.strftime("%Y-%m-%d"),
         **machine.description(),
         "PostgreSQL": f"{server.setting('server_version')}, {', '.join(shown)}",
-        "fdatasync of 8 kB": f"{machine.fdatasync_ms(install.CACHE):.2f} ms",
+        "fdatasync of 8 kB": f"{machine.fdatasync_ms(server.folder):.2f} ms",
         "versions": page.versions(),
     }
 
@@ -123,7 +124,8 @@ def main() -> None:
     scale = QUICK if options.quick else Scale()
     if options.tasks:
         scale = replace(scale, tasks=options.tasks)
-    with serve(install.CACHE / "server", "128MB" if options.quick else "1GB") as server:
+    buffers = "128MB" if options.quick else "1GB"
+    with serve(install.CACHE / f"server-{os.getpid()}", buffers) as server:
         results = run(options, server, scale)
     print(page.text(results))
     if options.write or options.is_complete:

@@ -18,6 +18,8 @@ PAGE = install.ROOT / "docs" / "benchmarks.md"
 PLOT = PAGE.with_suffix(".svg")
 BEGIN, END = "<!-- measured: written by make bench -->", "<!-- end of measured -->"
 
+BUSY_CORES = 0.3
+
 TITLES = {
     "one": "Enqueue one by one",
     "bulk": "Enqueue 1,000 a call",
@@ -78,12 +80,27 @@ def table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
 
 def text(results: Results) -> str:
     """Return everything that was measured as Markdown."""
-    parts = ["## Bars", bars(results)]
+    parts = ["## Goals", noise(results), bars(results)]
     parts += [f"## {TITLES[name]}\n\n{workload(results, name)}" for name in results.rounds]
     facts = "\n".join(map(_fact, results.machine.items()))
     settings = table(("queue", "settings"), results.settings.items())
+    rounds = max(
+        (len(rows) for peers in results.rounds.values() for rows in peers.values()), default=0
+    )
+    facts += f"\n- rounds: {rounds}"
     parts += ["## Machine and versions", facts, "## Settings", settings]
-    return "\n\n".join(parts) + "\n"
+    return "\n\n".join(part for part in parts if part) + "\n"
+
+
+def noise(results: Results) -> str:
+    """Return a warning when the machine was busy with other things."""
+    cores = results.others()
+    if cores < BUSY_CORES:
+        return ""
+    return (
+        f"**Provisional**: other processes kept {cores:.1f} cores of this machine busy meanwhile.\n"
+        "Rates and latencies are worth little; ratios and CPU say something."
+    )
 
 
 def _fact(fact: tuple[str, str]) -> str:

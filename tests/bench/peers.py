@@ -150,7 +150,7 @@ def graphile() -> Peer:
     """graphile-worker."""
     peer = Peer(
         "graphile",
-        "as its own performance test: concurrentJobs 24, localQueue 500 with refetchDelay 10 ms, "
+        "as its performance page: concurrentJobs 24, maxPoolSize 25, localQueue 500, "
         "completeJobBatchDelay and failJobBatchDelay 0",
         [str(NODE), str(install.CACHE / "node" / "graphile.mjs")],
         load="""

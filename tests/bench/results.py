@@ -48,6 +48,18 @@ class Results:
         ratios = [mine[number] / theirs[number] for number in mine.keys() & theirs.keys()]
         return statistics.median(ratios) if ratios else None
 
+    def others(self) -> float:
+        """Return how many cores unrelated processes kept busy, over all measurements."""
+        rows = (
+            row
+            for peers in self.rounds.values()
+            for each in peers.values()
+            for row in each.values()
+        )
+        return statistics.median(
+            [row["other_cores"] for row in rows if "other_cores" in row] or [0]
+        )
+
     def save(self, path: Path) -> None:
         """Write everything to a file."""
         path.write_text(json.dumps(asdict(self), indent=1))

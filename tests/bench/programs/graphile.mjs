@@ -1,4 +1,4 @@
-// graphile-worker with the settings of its own performance test, in one file for all verbs.
+// graphile-worker with the settings of its documentation's performance page, all verbs in one file.
 import { openSync, writeSync } from "node:fs";
 import { makeWorkerUtils, run, Logger } from "graphile-worker";
 
@@ -18,9 +18,9 @@ const noop = async ({ at }) => {
 const preset = {
   worker: {
     connectionString,
-    concurrentJobs: 24,
+    concurrentJobs: Math.min(24, size),
     maxPoolSize: 25,
-    ...(size > 1 && { localQueue: { size, refetchDelay: { durationMs: 10 } } }),
+    localQueue: { size },
     completeJobBatchDelay: 0,
     failJobBatchDelay: 0,
     logger,
