@@ -33,7 +33,9 @@ begin
   if cardinality(v_picked) = 0 and tasklib._keep_house(look_again => true) then
     v_picked := tasklib._pick(v_worker.types, claim.queues, claim.max_tasks);
   end if;
-  if cardinality(v_picked) > 0 then
+  if cardinality(v_picked) = claim.max_tasks
+    or v_worker.asleep_until is not null and cardinality(v_picked) > 0
+  then
     perform tasklib._rouse(v_worker, claim.queues, cardinality(v_picked) = claim.max_tasks);
   end if;
   return query select * from tasklib._start(v_picked, claim.worker_id);
@@ -115,6 +117,14 @@ declare
   v_best int;
   v_bound bigint;
 begin
+  if cardinality(queues) = 1 then
+    if exists (select from tasklib.queue where queue.name = queues[1] and queue.paused) then
+      return v_picked;
+    end if;
+    return tasklib._pick_lanes(types, tasklib._lane(queues[1], 1024), tasklib._lane(queues[1], -3071),
+      max_tasks);
+  end if;
+
   select array_agg(tasklib._lane(asked.name, 1024)), array_agg(tasklib._lane(asked.name, -3071))
     into v_next, v_last
   from (

@@ -44,6 +44,15 @@ def wait_for(queue: SyncTaskQueue, task_id: UUID, condition: Callable[[Task], bo
         time.sleep(0.05)
 
 
+def wait_for_line(process: subprocess.Popen[str], text: str) -> None:
+    """Read what a worker logs until it has said something."""
+    assert process.stdout is not None
+    for line in process.stdout:
+        if text in line:
+            return
+    raise AssertionError(f"it ended without saying {text!r}")
+
+
 def children(pid: int) -> list[int]:
     """Return the ids of the processes that a process has started."""
     found = subprocess.run(["pgrep", "-P", str(pid)], capture_output=True, text=True, check=False)

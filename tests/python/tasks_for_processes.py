@@ -35,6 +35,26 @@ async def block(seconds: float) -> int:
     return tasklib.current_task().attempt
 
 
+@tasklib.task(name="app.note")
+async def note(path: str, seconds: float) -> None:
+    """Write down, at the very end, that it ran to its end."""
+    await asyncio.sleep(seconds)
+    noted(path)
+
+
+@tasklib.task(name="app.note_in_thread")
+def note_in_thread(path: str, seconds: float) -> None:
+    """The same in a thread."""
+    time.sleep(seconds)
+    noted(path)
+
+
+def noted(path: str) -> None:
+    """Append the task's id to a file, in one write that no other one can tear."""
+    with open(path, "ab", buffering=0) as file:
+        file.write(f"{tasklib.current_task().id}\n".encode())
+
+
 @tasklib.task(name="app.hold")
 async def hold(seconds: int) -> int:
     """Hold the interpreter in C code, so that no other thread of the process can run."""

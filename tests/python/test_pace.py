@@ -80,10 +80,35 @@ def test_calls_in_vain_do_not_make_a_sleeper_write_its_row_again_and_again() -> 
     idler.listed.clear()
     for _ in range(1000):
         idler.idle(0.1)
-        if idler.pace.called(idler.now, by_name=True):
-            idler.look()
+        assert idler.pace.called(idler.now, by_name=True)
+        idler.look()
+        idler.look()
 
     assert 3 <= len(idler.listed) <= 100 / 15 + 1
+
+
+def test_a_worker_that_is_called_looks_before_it_says_that_it_sleeps() -> None:
+    idler = Idler()
+    idler.idle(3)
+    idler.told.clear()
+    idler.pace.called(idler.now, by_name=False)
+    idler.look()
+    assert idler.told == []
+    idler.look()
+    assert idler.told == [idler.now]
+
+
+def test_a_worker_that_tasks_come_to_one_by_one_goes_to_sleep_with_each_outcome() -> None:
+    idler = Idler()
+    assert not idler.pace.is_trickle
+    idler.idle(3)
+    idler.pace.called(idler.now, by_name=False)
+    idler.pace.found_some(idler.now)
+    assert idler.pace.is_trickle
+
+    idler.pace.called(idler.now, by_name=False)
+    idler.pace.found_some(idler.now)
+    assert not idler.pace.is_trickle
 
 
 def test_a_sleeper_wakes_for_the_next_task_that_is_due() -> None:

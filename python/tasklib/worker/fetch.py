@@ -136,8 +136,11 @@ class Fetcher:
         now = self._loop.time()
         is_planned = now >= self._pace.next_look
         idle = None
-        if is_planned and not batch and self._link.is_listening and self._pace.goes_to_sleep:
-            idle = Idle(ARMED_SECONDS, for_long=self._pace.is_listed_next(now))
+        if self._link.is_listening:
+            if batch and self._pace.is_trickle:
+                idle, is_planned = Idle(ARMED_SECONDS, for_long=False), True
+            elif is_planned and not batch and self._pace.goes_to_sleep:
+                idle = Idle(ARMED_SECONDS, for_long=self._pace.is_listed_next(now))
         self.look_now = False
         ended = as_ended(batch) if batch else None
         queues = self._settings.queues

@@ -29,18 +29,22 @@ class Pace:
 
     Attributes:
         next_look: The loop's time before which nothing is claimed, unless something wakes it.
+        is_trickle: Tasks come one by one: after each it goes to sleep again at once.
     """
 
     def __init__(self) -> None:
         self.next_look = 0.0
+        self.is_trickle = False
         self._due = 0.0
         self._looks = 0
         self._listed_until = 0.0
+        self._is_asleep = False
+        self._is_called = False
 
     @property
     def goes_to_sleep(self) -> bool:
         """Whether producers are to be told with the next look that this worker sleeps."""
-        return self._looks == 0 or self._looks > len(SETTLING)
+        return not self._is_called and (self._looks == 0 or self._looks > len(SETTLING))
 
     def is_listed_next(self, now: float) -> bool:
         """Whether the next look is to list it as asleep for long; seldom, as it writes a row."""
@@ -49,13 +53,16 @@ class Pace:
 
     def found_enough(self, now: float) -> None:
         """There may be more: look as soon as there is room."""
+        self.next_look = now
+        self.is_trickle = self._is_asleep = self._is_called = False
         self._looks = 0
         self._listed_until = 0.0
-        self.next_look = now
 
     def found_some(self, now: float) -> None:
         """The queue ran dry just now."""
+        was_called = self._is_called
         self.found_enough(now + BREATH_SECONDS)
+        self.is_trickle = was_called
 
     def found_nothing(self, now: float, wait: float | None, *, is_listed: bool) -> None:
         """A look that was on the plan found nothing.
@@ -65,6 +72,13 @@ class Pace:
             wait: Seconds until the next task is due, at most; None when that was not asked.
             is_listed: Whether it listed the worker as asleep.
         """
+        self.is_trickle = False
+        if self._is_called:
+            # Somebody else was faster: say at once that this one sleeps on.
+            self._is_called = False
+            self.next_look = now
+            return
+        self._is_asleep = True
         if wait is not None:
             self._due = now + max(wait, SHORTEST_SLEEP)
         if is_listed:
@@ -79,6 +93,7 @@ class Pace:
             return False
         self.next_look = now
         self._looks = 0
+        self._is_called = self._is_asleep
         return True
 
 
