@@ -44,11 +44,12 @@ $$;
 comment on function tasklib._clip(text) is
   'Internal. An error text of at most 64 kB: of a longer one its beginning and its end.';
 
--- Inlined as the functions of _hash.sql are, for the same reason.
+-- Inlined as the functions of _hash.sql are, for the same reason; stable, because date_part is, and
+-- what claims more than its parts is not inlined.
 create or replace function tasklib._milliseconds(at timestamptz)
   returns bigint
   language sql
-  immutable
+  stable
   parallel safe
 as $$
   select (pg_catalog.date_part('epoch', at) * 1000)::pg_catalog.int8

@@ -44,7 +44,7 @@ create or replace function tasklib._key(queue text, key text)
   immutable
   parallel safe
 as $$
-  select tasklib._hash(pg_catalog.length(queue) || ':' || queue || key)
+  select tasklib._hash(pg_catalog.length(queue)::pg_catalog.text || ':' || queue || key)
 $$;
 comment on function tasklib._key(text, text) is
   'Internal. The number of a concurrency key in a queue; null without a key. Two keys with one number would only wait for each other.';
@@ -55,6 +55,6 @@ create or replace function tasklib._tag_pair(key text, value jsonb)
   immutable
   parallel safe
 as $$
-  select tasklib._hash(pg_catalog.length(key) || ':' || key || value::text)
+  select tasklib._hash(pg_catalog.length(key)::pg_catalog.text || ':' || key || value::text)
 $$;
 comment on function tasklib._tag_pair(text, jsonb) is 'Internal. The number of one tag, see table tag.';

@@ -20,6 +20,16 @@ begin
       );
     end;
     $$;
+    create or replace function tasklib._new_id(shard int)
+      returns uuid
+      language plpgsql
+      volatile
+      set search_path = pg_catalog, pg_temp
+    as $$
+    begin
+      return (left(uuidv7()::text, 32) || lpad(to_hex(shard), 4, '0'))::uuid;
+    end;
+    $$;
   else
     create or replace function tasklib._new_ids(count int)
       returns uuid[]
@@ -39,11 +49,27 @@ begin
       );
     end;
     $$;
+    create or replace function tasklib._new_id(shard int)
+      returns uuid
+      language plpgsql
+      volatile
+      set search_path = pg_catalog, pg_temp
+    as $$
+    declare
+      v_now bigint := extract(epoch from clock_timestamp())::float8 * 4096000;
+    begin
+      return ('0' || to_hex(((v_now >> 12) << 16) | 28672 | (v_now & 4095))
+        || substr(gen_random_uuid()::text, 20, 13) || lpad(to_hex(shard), 4, '0'))::uuid;
+    end;
+    $$;
   end if;
 end
 $do$;
 comment on function tasklib._new_ids(int) is
   'Internal. count new task ids, ascending.';
+
+comment on function tasklib._new_id(int) is
+  'Internal. One new task id.';
 
 create or replace function tasklib._first_id(at timestamptz)
   returns uuid

@@ -25,15 +25,23 @@ create or replace function tasklib.enqueue(
   set plan_cache_mode = force_generic_plan
 as $$
 declare
-  v_task tasklib.enqueued;
-begin
-  select made.id, made.created into v_task
-  from tasklib._insert_tasks(array[row(
+  v_spec tasklib.task_spec := row(
     enqueue.name, enqueue.kwargs, enqueue.queue, enqueue.priority, enqueue.delay,
     enqueue.scheduled_at, enqueue.max_retries, enqueue.timeout_seconds, enqueue.tags,
     enqueue.unique_key, enqueue.concurrency_key, enqueue.headers, enqueue.unique_until,
-    enqueue.backoff)::tasklib.task_spec], false) as made;
+    enqueue.backoff);
+  v_task tasklib.enqueued;
+begin
+  if enqueue.delay is null and enqueue.scheduled_at is null and enqueue.tags is null
+    and enqueue.unique_key is null
+  then
+    v_task.id := tasklib._insert_task(v_spec);
+    if v_task.id is not null then
+      return v_task.id;
+    end if;
+  end if;
 
+  select made.id, made.created into v_task from tasklib._insert_tasks(array[v_spec], false) as made;
   if not v_task.created then
     raise notice 'task % holds unique_key %: nothing was enqueued', v_task.id,
       tasklib._shown(enqueue.unique_key);
@@ -46,9 +54,90 @@ comment on function tasklib.enqueue(
 ) is
   'Insert one task in the caller''s transaction and return its id; the task exists when that transaction commits. An option left out (or null) is taken from the defaults that a worker registered for the name, when it is needed. When an unfinished task of the queue holds unique_key, nothing is inserted and its id is returned with a notice. Errors: TL001 invalid argument, TL002 limit exceeded.';
 
--- The one way in. Rows are inserted in the order of specs: ids and positions ascend with it. The
--- transaction id and the locks that show tick a writer are taken before the clock and before any
--- position: the proof of the low-water marks (see _safe) rests on that.
+-- One task that can go at once, of a known name: what nearly every call of enqueue is. It does what
+-- _insert_tasks does, in statements so plain that they take a third of the time; everything else goes
+-- there.
+create or replace function tasklib._insert_task(spec tasklib.task_spec)
+  returns uuid
+  language plpgsql
+  volatile
+  set search_path = pg_catalog, pg_temp
+as $$
+declare
+  v_now timestamptz;
+  v_known record;
+  v_id uuid;
+  v_queue text;
+  v_priority int;
+  v_type bigint;
+  v_place tid;
+begin
+  perform pg_current_xact_id();
+  lock table tasklib.ready, tasklib.delayed in row exclusive mode;
+  v_now := clock_timestamp();
+
+  if tasklib._is_plain(spec) is not true then
+    perform tasklib._check_spec(spec, null);
+  end if;
+  select known.type, known.queue, known.priority, config.shard,
+    (select last_value from tasklib.asleep_until) as asleep_until,
+    known.type is not null or exists (select from tasklib.task_type where task_type.type = 0) as is_known
+    into v_known
+  from tasklib.config left join tasklib.task_type as known on known.name = spec.name;
+  if not v_known.is_known then
+    return null;
+  end if;
+  v_id := tasklib._new_id(v_known.shard);
+  v_queue := coalesce(spec.queue, v_known.queue, 'default');
+  v_priority := coalesce(spec.priority, v_known.priority, 0);
+  v_type := coalesce(v_known.type, tasklib._type_of(spec.name));
+
+  insert into tasklib.task (id, type, created_at, timeout_seconds, priority, max_retries, queue_given,
+    priority_given, name, queue, enqueued_by, kwargs, headers, backoff, concurrency_key)
+  values (v_id, v_type, v_now, spec.timeout_seconds, v_priority, spec.max_retries,
+    spec.queue is not null, spec.priority is not null, spec.name, v_queue, tasklib._caller(),
+    spec.kwargs, spec.headers, spec.backoff, spec.concurrency_key)
+  returning task.ctid into v_place;
+  insert into tasklib.ready (task_id, lane, type, attempt, place, key)
+  values (v_id, tasklib._lane(v_queue, v_priority), v_type, 0, v_place,
+    tasklib._key(v_queue, spec.concurrency_key));
+
+  if v_known.asleep_until > tasklib._milliseconds(v_now) then
+    perform tasklib._wake(array[spec], v_now);
+  end if;
+  return v_id;
+end;
+$$;
+comment on function tasklib._insert_task(tasklib.task_spec) is
+  'Internal. Checks and inserts one task without unique key, tags and time; null when its name is not known.';
+
+create or replace function tasklib._is_plain(spec tasklib.task_spec)
+  returns boolean
+  language plpgsql
+  immutable
+  set search_path = pg_catalog, pg_temp
+as $$
+begin
+  return spec.name !~ '[[:cntrl:]]'
+    and octet_length(spec.name) between 1 and 128
+    and jsonb_typeof(spec.kwargs) = 'object'
+    and octet_length(spec.kwargs::text) <= 1048576
+    and not jsonb_path_exists(spec.kwargs, 'strict $.**{65}')
+    and spec.unique_until = 'finished'
+    and coalesce(spec.queue, spec.unique_key, spec.concurrency_key) is null
+    and coalesce(spec.tags, spec.headers, spec.backoff) is null
+    and coalesce(spec.priority, spec.max_retries, spec.timeout_seconds) is null
+    and spec.delay is null
+    and spec.scheduled_at is null;
+end;
+$$;
+comment on function tasklib._is_plain(tasklib.task_spec) is
+  'Internal. A name and a few arguments, within the limits, and nothing else: needs no further look.';
+
+-- Any number of tasks of any kind. Rows are inserted in the order of specs: ids and positions ascend
+-- with it. The transaction id and the locks that show tick a writer are taken before the clock and
+-- before any position, here and in _insert_task: the proof of the low-water marks (see _safe) rests on
+-- that.
 create or replace function tasklib._insert_tasks(specs tasklib.task_spec[], batch boolean)
   returns setof tasklib.enqueued
   language plpgsql

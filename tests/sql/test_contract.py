@@ -73,9 +73,26 @@ def test_the_search_path_is_pinned(conn):
         pinned = [s for s in function.proconfig or [] if s.startswith("search_path=")]
         if function.proname in INLINED:
             assert function.proconfig is None
-            assert (function.language, function.provolatile) == ("sql", "i")
+            assert (function.language, function.provolatile) in (("sql", "i"), ("sql", "s"))
         else:
             assert pinned == ["search_path=pg_catalog, pg_temp"], function.signature
+
+
+def test_functions_without_a_pinned_path_are_inlined_so_that_they_are_not_planned_at_each_call(
+    conn,
+):
+    for function in functions(conn):
+        if function.proname not in INLINED:
+            continue
+        kinds = re.findall(r"[(,]\s*([^,()]+)", function.signature)
+        columns = ", ".join(f"null::{kind} as c{n}" for n, kind in enumerate(kinds))
+        arguments = ", ".join(f"c{n}" for n in range(len(kinds)))
+        plan = run(
+            conn,
+            f"explain (verbose) select tasklib.{function.proname}({arguments})"
+            f" from (select {columns} offset 0) as given",
+        )
+        assert not any(f"{function.proname}(" in line for (line,) in plan), plan
 
 
 def test_entry_functions_run_as_the_owner_and_helpers_as_the_caller(conn):
