@@ -1,4 +1,4 @@
-"""Run claimed tasks: async ones on the loop, sync ones in threads."""
+"""Run claimed tasks: async ones on the loop, sync ones in threads, any in child processes."""
 
 from __future__ import annotations
 
@@ -8,9 +8,10 @@ import contextvars
 from collections.abc import Callable
 from typing import Any
 
-from tasklib.errors import InvalidArguments, InvalidResult
+from tasklib.errors import InvalidResult
 from tasklib.registry import Registry, TaskFunction
 from tasklib.worker import outcome as ends
+from tasklib.worker.children import ChildPool
 from tasklib.worker.context import Run, enter
 from tasklib.worker.outcome import Outcome
 from tasklib.worker.threads import Threads
@@ -25,6 +26,7 @@ class Executor:
         registry: The functions.
         settle: Called once for each run, on the loop, when its outcome is decided.
         free: Called once for each run, on the loop, when nothing of it runs any more.
+        kill_grace: Seconds that a child process gets between SIGTERM and SIGKILL.
     """
 
     def __init__(
@@ -32,11 +34,13 @@ class Executor:
         registry: Registry,
         settle: Callable[[Run, Outcome], None],
         free: Callable[[Run], None],
+        kill_grace: float = GRACE_SECONDS,
     ) -> None:
         self._registry = registry
         self._settle = settle
         self._free = free
         self._threads = Threads("tasklib-task")
+        self._children = ChildPool(registry, self._end, kill_grace)
         self._loop = asyncio.get_running_loop()
 
     def start(self, run: Run) -> None:
@@ -46,13 +50,12 @@ class Executor:
         if task is None:
             self._end_soon(run, Outcome("released", ends.RELEASED.text, "no such task here"))
             return
-        try:
-            kwargs = task.arguments.load(run.claimed.kwargs)
-        except InvalidArguments as error:
-            self._end_soon(run, ends.impossible(error))
+        if task.isolation == "process":
+            self._children.start(run, task)
             return
-        except Exception as error:  # a validator of the user's own types
-            self._end_soon(run, ends.raised(error, task))
+        kwargs = ends.loaded(task, run.claimed.kwargs)
+        if isinstance(kwargs, Outcome):
+            self._end_soon(run, kwargs)
             return
         if run.claimed.timeout_seconds is not None:
             seconds = run.claimed.timeout_seconds
@@ -68,9 +71,19 @@ class Executor:
             self._threads.submit(lambda: context.run(self._run_sync, run, task, kwargs))
 
     def interrupt(self, run: Run) -> None:
-        """Make an async run end; a sync one looks at ``current_task().cancelled``."""
+        """Make a run end; one in a thread looks at ``current_task().cancelled``."""
         if run.handle is not None:
             run.handle.cancel()
+        else:
+            self._children.stop(run)
+
+    def ends_surely(self, run: Run) -> bool:
+        """Tell whether a run that was interrupted ends soon, whatever its code does."""
+        return run in self._children
+
+    async def close_children(self) -> None:
+        """End the child processes, also those that still run something."""
+        await self._children.close()
 
     def close(self) -> None:
         """Let the threads end."""
@@ -82,7 +95,7 @@ class Executor:
         try:
             end = ends.completed(task.arguments.dump_result(await task.func(**kwargs)))
         except asyncio.CancelledError as error:
-            end = _interrupted(run) or ends.raised(error, task)
+            end = ends.interrupted(run) or ends.raised(error, task)
         except InvalidResult as error:
             end = ends.impossible(error)
         except BaseException as error:  # SystemExit in a task ends the task, not the worker
@@ -90,12 +103,7 @@ class Executor:
         self._end(run, end)
 
     def _run_sync(self, run: Run, task: TaskFunction[..., Any], kwargs: dict[str, Any]) -> None:
-        try:
-            end = ends.completed(task.arguments.dump_result(task.func(**kwargs)))
-        except InvalidResult as error:
-            end = ends.impossible(error)
-        except BaseException as error:  # SystemExit in a task ends the task, not the worker
-            end = ends.raised(error, task)
+        end = ends.of(task, lambda: task.func(**kwargs))
         # The loop is closed when the worker left before its task.
         with contextlib.suppress(RuntimeError):
             self._loop.call_soon_threadsafe(self._end, run, end)
@@ -116,7 +124,7 @@ class Executor:
     def _end_unbegun(self, run: Run, handle: asyncio.Task[None]) -> None:
         # Interrupted before its first step, it had no chance to say so itself.
         if handle.cancelled():
-            self._end(run, _interrupted(run) or ends.RELEASED)
+            self._end(run, ends.interrupted(run) or ends.RELEASED)
 
     def _end_soon(self, run: Run, end: Outcome) -> None:
         # Not at once: a slot that is freed while it is filled would fill it again, and so on.
@@ -129,12 +137,3 @@ class Executor:
             end = ends.timed_out(run.claimed.timeout_seconds)
         self._settle(run, end)
         self._free(run)
-
-
-def _interrupted(run: Run) -> Outcome | None:
-    """Return the outcome of an async run that the worker interrupted."""
-    if run.stop_reason in ("lost", "shutdown"):
-        return ends.RELEASED
-    if run.stop_reason == "cancel":
-        return ends.cancelled(None)
-    return None

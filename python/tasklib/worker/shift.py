@@ -6,7 +6,7 @@ import asyncio
 import contextlib
 import logging
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any
 from uuid import UUID
 
@@ -42,7 +42,9 @@ class Shift:
         self._wake = asyncio.Event()
         self._link = Link(settings.config, "tasklib worker")
         self._board = Board()
-        self._executor = Executor(settings.registry, self._settle, self._free)
+        self._executor = Executor(
+            settings.registry, self._settle, self._free, settings.config.kill_grace_seconds
+        )
         self._finisher = Finisher(self._link, stats)
         self._listener = Listener(settings.config, self._on_notification)
         self._heartbeat = Heartbeat(
@@ -194,8 +196,15 @@ class Shift:
         for run in tell_to_stop(left, "shutdown"):
             self._executor.interrupt(run)
         # Clean-up of async tasks may take a moment; their own outcome would be too late.
-        self._later(UNWIND_SECONDS, lambda: [self._settle(run, ends.RELEASED) for run in left])
-        self._later(UNWIND_SECONDS + LEAVE_SECONDS, self._abandon)
+        # What is in a child process ends for sure: released before, it would run twice at a time.
+        self._later(UNWIND_SECONDS, lambda: self._release(left))
+        grace = max(UNWIND_SECONDS, self._settings.config.kill_grace_seconds)
+        self._later(grace + LEAVE_SECONDS, self._abandon)
+
+    def _release(self, runs: Iterable[Run]) -> None:
+        for run in runs:
+            if not self._executor.ends_surely(run):
+                self._settle(run, ends.RELEASED)
 
     def _abandon(self) -> None:
         """The database does not take the outcomes: the tasks are run again after the lease."""
@@ -213,6 +222,7 @@ class Shift:
             timer.cancel()
         for run in tell_to_stop(self._busy, "shutdown"):
             self._executor.interrupt(run)
+        await self._executor.close_children()
         await self._listener.stop()
         if self._finisher and not self._abandoned:
             # Leaving in a hurry: what has ended shall not be run again if that can be helped.
