@@ -67,6 +67,12 @@ def count(n: int) -> int:
     return n
 
 
+@task(isolation="process", max_retries=0)
+def echo(text: str) -> str:
+    """Give back what was given."""
+    return text
+
+
 @task(isolation="process")
 def judge(verdict: str) -> None:
     """Say what shall become of the task."""
@@ -95,10 +101,11 @@ def spin(path: Path) -> None:
 
 @task(isolation="process", max_retries=0)
 def hold_gil(path: Path) -> None:
-    """Wait for ever in C, for a lock that this thread has itself, with Python's own lock in hand."""
+    """Hold the interpreter and wait in C, for a lock that this thread has itself."""
     _note(path, os.getpid())
     mutex = ctypes.create_string_buffer(256)
     libc = ctypes.PyDLL(None)
+    libc.pthread_mutex_init(mutex, None)
     libc.pthread_mutex_lock(mutex)
     libc.pthread_mutex_lock(mutex)
 
@@ -168,6 +175,14 @@ def die(how: str, path: Path | None = None) -> None:
             ctypes.string_at(0)
         case "exit":
             os._exit(3)
+        case "deaf":
+            os.closerange(3, 256)
+            time.sleep(600)
+        case "babble":
+            for descriptor in range(3, 64):
+                with contextlib.suppress(OSError):
+                    os.write(descriptor, b"\0\0\0\1?")
+            time.sleep(600)
         case _:
             os.kill(os.getpid(), signal.SIGKILL)
 

@@ -3,25 +3,32 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import logging
 import os
 import signal
+import socket
 import subprocess
 import sys
 import textwrap
 import time
 from collections.abc import AsyncGenerator, Callable
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
+from uuid import uuid4
 
 import pytest
 
 import tasks_in_children as app
 from tasklib import Config, SyncTaskQueue, TaskFunction, TaskQueue, TaskResult, TaskWorker
-from tasklib.worker import children
+from tasklib import _default as default
+from tasklib.models import Claimed
+from tasklib.worker import children, locate, wire
+from tasklib.worker.context import Run
+from tasklib.worker.outcome import Outcome
 
 Start = Callable[..., TaskWorker]
-Run = Callable[..., Any]
 
 
 @pytest.fixture
@@ -80,7 +87,7 @@ async def until_gone(*pids: int) -> None:
 
 def children_of(pid: int) -> list[int]:
     """Return the children that run tasks, by their parent."""
-    shown = subprocess.run(["ps", "-A", "-o", "pid=,ppid=,args="], capture_output=True, text=True)
+    shown = subprocess.run(["ps", "-Aww", "-o", "pid=,ppid=,args="], capture_output=True, text=True)
     rows = [line.split(maxsplit=2) for line in shown.stdout.splitlines()]
     return [int(row[0]) for row in rows if row[1] == str(pid) and "tasklib.worker.child" in row[2]]
 
@@ -163,6 +170,16 @@ async def test_errors_and_results_come_back_as_from_a_thread(
     refused = await aqueue.get_result(task_id, timeout=30)
     assert refused is not None
     assert "InvalidArguments" in (refused.error or "")
+
+
+async def test_what_does_not_fit_into_a_pipe_at_once_goes_through(
+    aqueue: TaskQueue, start: Start
+) -> None:
+    start()
+    text = "\N{SNOWMAN}" * 250_000
+    result = await run(aqueue, app.echo, text=text)
+
+    assert result.value == text
 
 
 @pytest.mark.parametrize(
@@ -379,7 +396,9 @@ async def test_what_a_task_leaves_running_ends_with_its_child(
     [
         ("segfault", "was killed by signal 11 (SIGSEGV)"),
         ("exit", "ended by itself with exit code 3"),
-        ("kill", "was killed by signal 9 (SIGKILL), as the system does when memory runs out"),
+        ("kill", "was killed by signal 9 (SIGKILL), perhaps for want of memory"),
+        ("deaf", "was killed by signal 9 (SIGKILL), perhaps for want of memory"),
+        ("babble", "was killed by signal 9 (SIGKILL), perhaps for want of memory"),
     ],
 )
 async def test_a_child_that_dies_fails_its_own_attempt_alone(
@@ -415,7 +434,11 @@ async def test_a_child_that_died_while_idle_is_nobodys_crash(
 ) -> None:
     start(concurrency=1)
     first = (await run(aqueue, app.look)).value["pid"]
+    os.kill(first, signal.SIGSTOP)
     task_id = await aqueue.enqueue(app.look)
+    async with asyncio.timeout(30):
+        while (task := await aqueue.get_task(task_id)) is None or not task.is_running:
+            await asyncio.sleep(0.02)
     os.kill(first, signal.SIGKILL)
     result = await aqueue.get_result(task_id, timeout=30)
 
@@ -441,9 +464,9 @@ PROGRAM = """
     def where() -> str:
         return f"{__name__} {sys.argv[1:]}"
 
-    if {guard}:
+    if GUARD:
         config = tasklib.Config(database_url=sys.argv[1], base_retry_delay_seconds=0.1)
-        asyncio.run(tasklib.TaskWorker(config, drain={drain}).run())
+        asyncio.run(tasklib.TaskWorker(config, drain=DRAIN).run())
 """
 
 
@@ -453,7 +476,8 @@ def script(tmp_path: Path) -> Callable[..., Path]:
 
     def write(guard: str = "__name__ == '__main__'", drain: bool = True) -> Path:
         path = tmp_path / "my_script.py"
-        path.write_text(textwrap.dedent(PROGRAM).format(guard=guard, drain=drain))
+        text = PROGRAM.replace("GUARD", guard).replace("DRAIN", str(drain))
+        path.write_text(textwrap.dedent(text))
         return path
 
     return write
@@ -498,9 +522,7 @@ def test_a_script_that_starts_its_worker_when_it_is_imported_is_refused(
 def test_a_program_that_is_no_file_is_refused(
     queue: SyncTaskQueue, script: Callable[..., Path], database: str
 ) -> None:
-    task_id = queue.enqueue(
-        "where",
-    )
+    task_id = queue.enqueue("where")
     code = script().read_text().replace("@tasklib.task(isol", "@tasklib.task(name='where', isol")
     subprocess.run([sys.executable, "-c", code, database], check=True, timeout=60)
 
@@ -588,3 +610,53 @@ def test_a_second_signal_ends_children_at_once(
     task = queue.get_task(task_id)
     assert task is not None
     assert (task.state, task.retry_count) == ("pending", 0)
+
+
+# ---- the parts -----------------------------------------------------------------------------------
+
+
+def claimed(task: TaskFunction[..., Any], kwargs: str = "{}") -> Claimed:
+    """Return an attempt as it is handed out."""
+    return Claimed(uuid4(), 1, task.name, "default", kwargs, 0, 3, None, None, None)
+
+
+async def test_the_pool_tells_of_process_groups_that_come_and_go(tmp_path: Path) -> None:
+    groups, ended = list[tuple[str, int]](), asyncio.Queue[Outcome]()
+    default.adopt(Config(database_url="postgresql:///none"))
+    pool = children.ChildPool(
+        app.queue.registry,
+        lambda _, outcome: ended.put_nowait(outcome),
+        grace=1,
+        on_spawn=lambda group: groups.append(("spawn", group)),
+        on_exit=lambda group: groups.append(("exit", group)),
+    )
+    pool.start(Run(claimed(app.look), uuid4()), app.look)
+    outcome = await ended.get()
+    await pool.close()
+
+    group = json.loads(outcome.text)["result"]["value"]["group"]
+    assert groups == [("spawn", group), ("exit", group)]
+
+
+def test_a_child_whose_worker_is_gone_kills_itself_where_the_system_does_not(note: Path) -> None:
+    ours, theirs = socket.socketpair()
+    code = "from tasklib.worker import child; child._die_with = lambda _: None; child.main()"
+    command = [sys.executable, "-c", code, str(theirs.fileno()), "1"]
+    folder = str(Path(app.__file__).parent)
+    with theirs:
+        process = subprocess.Popen(
+            command,
+            pass_fds=[theirs.fileno()],
+            start_new_session=True,
+            env=os.environ | {"PYTHONPATH": f"{folder}:{os.environ.get('PYTHONPATH', '')}"},
+        )
+    default.adopt(Config(database_url="postgresql:///none"))
+    attempt = asdict(claimed(app.ignore, json.dumps({"path": str(note)})))
+    place = asdict(locate.Place.of(app.ignore))
+    job = {"claimed": attempt, "worker_id": uuid4(), "place": place}
+    with ours:
+        ours.sendall(wire.encode("setup", locate.setup([], {})) + wire.encode("run", job))
+        group = asyncio.run(pids(note))
+
+    assert process.wait(30) == -signal.SIGKILL
+    asyncio.run(until_gone(*group))

@@ -6,7 +6,6 @@ import importlib
 import sys
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
-from multiprocessing import spawn
 from typing import Any
 
 from tasklib import _default
@@ -52,7 +51,10 @@ class Place:
 
 def setup(modules: Sequence[str], levels: dict[str, int]) -> dict[str, object]:
     """Describe this process to a child of it, for `wire`."""
-    # As multiprocessing does it, so that scripts behave in the way that people know.
+    # As multiprocessing does it, so that scripts behave in the way that people know; imported here
+    # because it is 2 MB that most workers do not need.
+    from multiprocessing import spawn
+
     data = spawn.get_preparation_data("tasklib")
     main = {key: value for key, value in data.items() if key.startswith("init_main_from_")}
     return asdict(Setup(list(sys.argv), main, list(modules), _database(), levels))
@@ -88,6 +90,8 @@ class Modules:
         if module != "__main__":
             importlib.import_module(module)
         elif self._setup.main:
+            from multiprocessing import spawn
+
             spawn.prepare(self._setup.main)
         else:
             raise ImportError("the program that the task is defined in is no file")

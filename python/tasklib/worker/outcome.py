@@ -79,7 +79,7 @@ def crashed(code: int) -> Outcome:
         known = {number.value: number.name for number in signal.Signals}
         what = f"was killed by signal {-code} ({known.get(-code, 'unknown')})"
         if -code == signal.SIGKILL:
-            what += ", as the system does when memory runs out"
+            what += ", perhaps for want of memory"
     message = f"ChildProcessError: the child process of the attempt {what}"
     return failed(message, "crashed", retry=True, cause="crashed")
 

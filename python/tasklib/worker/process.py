@@ -113,7 +113,7 @@ class ChildProcess:
             return False
         try:
             messages = list(self._decoder.feed(data))
-        except ValueError:  # something else writes to the child's end
+        except (TypeError, ValueError):  # something else writes to the child's end
             self.signal(signal.SIGKILL)
             return False
         for kind, body in messages:
