@@ -101,13 +101,9 @@ def spin(path: Path) -> None:
 
 @task(isolation="process", max_retries=0)
 def hold_gil(path: Path) -> None:
-    """Hold the interpreter and wait in C, for a lock that this thread has itself."""
+    """Let nothing else happen in this process."""
     _note(path, os.getpid())
-    mutex = ctypes.create_string_buffer(256)
-    libc = ctypes.PyDLL(None)
-    libc.pthread_mutex_init(mutex, None)
-    libc.pthread_mutex_lock(mutex)
-    libc.pthread_mutex_lock(mutex)
+    _hold_gil()
 
 
 @task(isolation="process", max_retries=0)
@@ -156,6 +152,15 @@ def see(path: Path) -> str:
 
 
 @task(isolation="process", max_retries=0)
+def insist(path: Path) -> str:
+    """Complete in spite of the signal."""
+    _note(path, os.getpid())
+    with contextlib.suppress(SystemExit):
+        time.sleep(600)
+    return "complete"
+
+
+@task(isolation="process", max_retries=0)
 def leave(path: Path) -> int:
     """End, and leave something running."""
     other = subprocess.Popen(["sleep", "600"])
@@ -177,7 +182,7 @@ def die(how: str, path: Path | None = None) -> None:
             os._exit(3)
         case "deaf":
             os.closerange(3, 256)
-            time.sleep(600)
+            _hold_gil()
         case "babble":
             for descriptor in range(3, 64):
                 with contextlib.suppress(OSError):
@@ -219,6 +224,15 @@ def _made() -> None:
 
 
 _made()
+
+
+def _hold_gil() -> None:
+    """Hold the interpreter and wait in C, for a lock that this thread has itself."""
+    mutex = ctypes.create_string_buffer(256)
+    libc = ctypes.PyDLL(None)
+    libc.pthread_mutex_init(mutex, None)
+    libc.pthread_mutex_lock(mutex)
+    libc.pthread_mutex_lock(mutex)
 
 
 def _note(path: Path, *pids: int) -> None:

@@ -358,6 +358,20 @@ async def test_a_cancelled_child_ends_whatever_it_does(
     assert not any(is_alive(pid) for pid in started)
 
 
+async def test_a_result_wins_over_the_signal_of_a_cancellation(
+    aqueue: TaskQueue, start: Start, note: Path
+) -> None:
+    start()
+    task_id = await aqueue.enqueue(app.insist, path=note)
+    started = await pids(note)
+    await aqueue.cancel_task(task_id)
+    result = await aqueue.get_result(task_id, timeout=30)
+
+    assert result is not None
+    assert (result.state, result.value) == ("completed", "complete")
+    await until_gone(*started)
+
+
 @pytest.mark.parametrize("task", [app.spin, app.ignore], ids=lambda task: task.name)
 async def test_a_worker_that_stops_ends_its_children_and_gives_the_tasks_back(
     aqueue: TaskQueue, start: Start, note: Path, task: TaskFunction[..., Any]
@@ -636,6 +650,25 @@ async def test_the_pool_tells_of_process_groups_that_come_and_go(tmp_path: Path)
 
     group = json.loads(outcome.text)["result"]["value"]["group"]
     assert groups == [("spawn", group), ("exit", group)]
+
+
+async def test_what_a_child_said_last_counts_though_it_is_dead(aqueue: TaskQueue) -> None:
+    @aqueue.task(name="lost", isolation="process")
+    def lost() -> None: ...
+
+    lost.func.__module__ = "nowhere_at_all"
+    default.adopt(Config(database_url="postgresql:///none"))
+    groups, ended = list[int](), asyncio.Queue[Outcome]()
+    pool = children.ChildPool(
+        aqueue.registry, lambda _, outcome: ended.put_nowait(outcome), 1, on_spawn=groups.append
+    )
+    pool.start(Run(claimed(lost), uuid4()), lost)
+    deadline = time.monotonic() + 30
+    while is_alive(groups[0]):
+        assert time.monotonic() < deadline
+        time.sleep(0.05)  # so that the loop can take no notice
+
+    assert "No module named" in (await ended.get()).text
 
 
 def test_a_child_whose_worker_is_gone_kills_itself_where_the_system_does_not(note: Path) -> None:
