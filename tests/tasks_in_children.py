@@ -95,8 +95,11 @@ def give_up() -> None:
 def spin(path: Path) -> None:
     """Compute for ever."""
     _note(path, os.getpid())
-    while True:
-        pass
+    try:
+        while True:
+            pass
+    finally:
+        path.with_suffix(".clean").touch()
 
 
 @task(isolation="process", max_retries=0)
@@ -118,12 +121,13 @@ def ignore(path: Path) -> None:
 
 
 @task(isolation="process", max_retries=0)
-def clean_up(path: Path) -> None:
+def clean_up(path: Path, seconds: float = 0) -> None:
     """End in order when that is asked."""
     _note(path, os.getpid())
     try:
         time.sleep(600)
     finally:
+        time.sleep(seconds)
         path.with_suffix(".clean").write_text(str(tasklib.current_task().cancelled))
 
 
@@ -132,7 +136,9 @@ async def clean_up_async(path: Path) -> None:
     """End in order when that is asked."""
     _note(path, os.getpid())
     try:
-        await asyncio.sleep(600)
+        while True:
+            sum(range(100_000))
+            await asyncio.sleep(0)
     except asyncio.CancelledError:
         path.with_suffix(".clean").write_text("yes")
         raise
@@ -201,6 +207,18 @@ def write_log() -> None:
         raise LookupError("inside")
     except LookupError:
         log.exception("and this")
+
+
+@task(isolation="process", max_retries=0)
+def shout(path: Path) -> None:
+    """Be about to say something, all the time."""
+    _note(path, os.getpid())
+    loud = logging.getLogger("app.loud")
+    try:
+        while True:
+            loud.warning("%s", "A" * 1_000_000)
+    finally:
+        log.warning("bye")
 
 
 @task

@@ -283,7 +283,9 @@ async def test_code_that_does_not_want_to_end_ends_at_its_timeout(
     await aqueue.cancel_task(steady)
 
 
-@pytest.mark.parametrize("task", [app.clean_up, app.clean_up_async], ids=lambda task: task.name)
+@pytest.mark.parametrize(
+    "task", [app.spin, app.clean_up, app.clean_up_async], ids=lambda task: task.name
+)
 async def test_code_may_clean_up_at_its_timeout(
     aqueue: TaskQueue, start: Start, note: Path, task: TaskFunction[..., Any]
 ) -> None:
@@ -293,6 +295,19 @@ async def test_code_may_clean_up_at_its_timeout(
     assert "TimeoutError" in (result.error or "")
     assert note.with_suffix(".clean").exists()
     await until_gone(*await pids(note))
+
+
+async def test_the_signal_cuts_no_message_in_two(
+    aqueue: TaskQueue, start: Start, note: Path, caplog: pytest.LogCaptureFixture, monkeypatch: Any
+) -> None:
+    loud = logging.getLogger("app.loud")
+    monkeypatch.setattr(loud, "handlers", [logging.NullHandler()])
+    monkeypatch.setattr(loud, "propagate", False)
+    start(kill_grace_seconds=8)
+    result = await run(aqueue, app.shout.options(timeout_seconds=0.5), path=note)
+
+    assert "TimeoutError" in (result.error or "")
+    assert "bye" in caplog.messages
 
 
 async def test_the_start_of_a_child_does_not_count_towards_the_timeout(
@@ -387,6 +402,18 @@ async def test_a_worker_that_stops_ends_its_children_and_gives_the_tasks_back(
     found = await aqueue.get_task(task_id)
     assert found is not None
     assert (found.state, found.retry_count, found.error) == ("pending", 0, None)
+
+
+async def test_a_task_has_its_time_to_clean_up_when_the_worker_stops(
+    aqueue: TaskQueue, start: Start, note: Path
+) -> None:
+    worker = start(shutdown_timeout_seconds=0.1, kill_grace_seconds=8)
+    await aqueue.enqueue(app.clean_up, path=note, seconds=1.5)
+    await pids(note)
+    await worker.stop()
+
+    assert note.with_suffix(".clean").exists()
+    assert worker.stats.released == 1
 
 
 async def test_what_a_task_leaves_running_ends_with_its_child(
