@@ -71,9 +71,8 @@ class _Child:
     # ---- one task --------------------------------------------------------------------------------
 
     def _attempt(self, run: Run, place: Place) -> None:
-        signal.signal(
-            signal.SIGTERM, self._sigterm.handle
-        )  # anew: the last task may have changed it
+        # Each time: the task before may have changed it.
+        signal.signal(signal.SIGTERM, self._sigterm.handle)
         own = contextvars.copy_context()
         own.run(enter, run)
         with self._sigterm.allowed():
@@ -114,6 +113,7 @@ class _Child:
     async def _call_async(self, task: TaskFunction[..., Any], kwargs: dict[str, Any]) -> object:
         loop, current = asyncio.get_running_loop(), asyncio.current_task()
         assert current is not None
+        # Raised in the middle of the loop's own work, it could leave the clean-up without a loop.
         with self._sigterm.going_to(lambda: loop.call_soon_threadsafe(current.cancel)):
             return await task.func(**kwargs)
 
