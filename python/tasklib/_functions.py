@@ -72,9 +72,10 @@ def _default_name(func: Callable[..., Any]) -> str:
 
 def _module_name(module: str) -> str:
     """Name a script as importing it would, so that workers find what the script enqueued."""
-    if module != "__main__":
+    # A child process, of multiprocessing or of a worker, imports the script under the other name.
+    if module not in ("__main__", "__mp_main__"):
         return module
-    main = sys.modules["__main__"]
+    main = sys.modules[module]
     if spec := getattr(main, "__spec__", None):
         return spec.name.removesuffix(".__main__")
     path = getattr(main, "__file__", None)

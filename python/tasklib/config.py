@@ -63,6 +63,10 @@ class Config(BaseSettings):
     """A worker with tasks whose event loop has not moved for so long is killed by its keeper."""
     shutdown_timeout_seconds: float = Field(default=30.0, ge=0)
     """How long a worker that was told to stop lets its running tasks go on."""
+    kill_grace_seconds: float = Field(default=5.0, ge=0, le=8)
+    """What a child process that has to end gets between SIGTERM and SIGKILL.
+
+    No more than 8: 10 s after its timeout, the database ends an attempt that still runs."""
     pool_size: int = Field(default=10, ge=1)
     """The most connections that one client opens at a time."""
     prepared_statements: bool = True

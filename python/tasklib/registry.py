@@ -6,8 +6,20 @@ import functools
 import inspect
 import sys
 from collections.abc import Callable, Mapping
-from typing import Any, Generic, Literal, ParamSpec, Protocol, TypedDict, TypeVar, cast, overload
+from typing import (
+    Any,
+    Generic,
+    Literal,
+    ParamSpec,
+    Protocol,
+    TypedDict,
+    TypeVar,
+    cast,
+    get_args,
+    overload,
+)
 from uuid import UUID
+from weakref import WeakSet
 
 from typing_extensions import Unpack
 
@@ -21,13 +33,15 @@ P = ParamSpec("P")
 R = TypeVar("R")
 
 Exceptions = type[BaseException] | tuple[type[BaseException], ...]
+Isolation = Literal["thread", "process"]
 
 
 class TaskOptions(TypedDict, total=False):
     """What ``@task`` takes; ``None`` leaves an option to the configuration of the worker.
 
     ``max_retries`` are attempts after the first; ``timeout_seconds`` ends an attempt; ``retry_for``
-    names the only exceptions that are retried, ``give_up_on`` those that never are.
+    names the only exceptions that are retried, ``give_up_on`` those that never are;
+    ``isolation="process"`` runs the task in a child process, which can be killed.
     """
 
     name: str | None
@@ -39,7 +53,7 @@ class TaskOptions(TypedDict, total=False):
     max_crashes: int | None
     retry_for: Exceptions | None
     give_up_on: Exceptions | None
-    isolation: Literal["thread"]
+    isolation: Isolation | None
 
 
 class Submitter(Protocol):
@@ -62,6 +76,7 @@ class TaskFunction(Generic[P, R]):
         defaults: The decorator's options, which every worker stores in the database.
         retry_for: When given, the only exceptions that are retried.
         give_up_on: Exceptions that fail the task for good.
+        isolation: ``process`` when it runs in a child process of the worker.
     """
 
     __name__: str
@@ -82,6 +97,7 @@ class TaskFunction(Generic[P, R]):
         self.max_crashes: int | None = None
         self.retry_for: tuple[type[BaseException], ...] = (BaseException,)
         self.give_up_on: tuple[type[BaseException], ...] = ()
+        self.isolation: Isolation = "thread"
         self.is_async = inspect.iscoroutinefunction(func)
         self.arguments = Arguments(func, name, localns)
         self._call = Options()
@@ -163,11 +179,19 @@ class CallOptions(TypedDict, total=False):
 
 
 class Registry:
-    """Tasks by name."""
+    """Tasks by name.
+
+    Attributes:
+        tasks: The tasks.
+        modules: What a child process imports before the module of a task: modules that set up
+            what the others need.
+    """
 
     def __init__(self, submitter: Submitter | None = None) -> None:
         self.tasks: dict[str, TaskFunction[..., Any]] = {}
+        self.modules: list[str] = []
         self._submitter = submitter
+        _registries.add(self)
 
     @property
     def submitter(self) -> Submitter:
@@ -256,11 +280,18 @@ class Registry:
         self.tasks[task.name] = task
 
 
+_registries: WeakSet[Registry] = WeakSet()
+
 default_registry = Registry()
 """What ``@tasklib.task`` adds to."""
 
 
-_LATER = {"isolation": ("thread",), "transactional": (False,)}
+def registries() -> list[Registry]:
+    """Return every registry of this process: the default one, and those of queues."""
+    return list(_registries)
+
+
+_LATER = {"transactional": (False,)}
 
 
 def _made(
@@ -273,10 +304,12 @@ def _made(
     retry_for = _exceptions(name, options.pop("retry_for", None))
     give_up_on = _exceptions(name, options.pop("give_up_on", None))
     max_crashes = _crashes(name, options.pop("max_crashes", None))
+    isolation = _isolation(name, options.pop("isolation", None))
     made = TaskFunction(registry, func, name, _defaults(name, options), localns)
     made.max_crashes = max_crashes
     made.retry_for = retry_for or made.retry_for
     made.give_up_on = give_up_on or ()
+    made.isolation = isolation
     return made
 
 
@@ -295,6 +328,16 @@ def _crashes(name: str, given: Any) -> int | None:
     if given is not None and (type(given) is not int or not 1 <= given <= 1000):
         raise ConfigurationError(f"{name}: max_crashes={given!r} is not 1 to 1000")
     return given
+
+
+def _isolation(name: str, given: object) -> Isolation:
+    if given not in (None, *get_args(Isolation)):
+        raise ConfigurationError(
+            f"{name}: isolation={given!r} is not known",
+            hint='Write isolation="process" for a child process that can be killed, or leave it '
+            "out: then async functions run on the worker's loop, others in a thread of it.",
+        )
+    return cast("Isolation", given or "thread")
 
 
 def _defaults(name: str, options: dict[str, Any]) -> Options:

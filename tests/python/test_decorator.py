@@ -77,7 +77,7 @@ def test_a_static_method_can_be_a_task() -> None:
 @pytest.mark.parametrize(
     "options",
     [
-        {"isolation": "process"},
+        {"isolation": "fiber"},
         {"transactional": True},
         {"on_failure": print},
         {"max_retries": -1},

@@ -35,6 +35,7 @@ def load(targets: Sequence[str]) -> tuple[Registry, Config]:
         sys.path.insert(0, os.getcwd())
     found = [_load(target) for target in targets]
     registry = Registry()
+    registry.modules = [target.partition(":")[0] for target in targets]
     for owner in found:
         tasks = default_registry.tasks if isinstance(owner, ModuleType) else owner.registry.tasks
         _merge(registry, tasks)

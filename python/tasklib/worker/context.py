@@ -16,6 +16,9 @@ from tasklib.models import Claimed
 
 StopReason = Literal["cancel", "timeout", "lost", "shutdown"]
 
+is_child = False
+"""Whether this process runs tasks for a worker, and shall not start one."""
+
 
 @dataclass(eq=False, slots=True)
 class Run:

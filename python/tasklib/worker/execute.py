@@ -1,4 +1,4 @@
-"""Run claimed tasks: async ones on the loop, sync ones in threads."""
+"""Run claimed tasks: async ones on the loop, sync ones in threads, any in child processes."""
 
 from __future__ import annotations
 
@@ -7,9 +7,10 @@ import contextvars
 from collections.abc import Callable
 from typing import Any
 
-from tasklib.errors import InvalidArguments, InvalidResult
+from tasklib.errors import InvalidResult
 from tasklib.registry import Registry, TaskFunction
 from tasklib.worker import outcome as ends
+from tasklib.worker.children import ChildPool
 from tasklib.worker.context import Run, enter
 from tasklib.worker.coroutines import Coroutines
 from tasklib.worker.outcome import Outcome
@@ -25,6 +26,9 @@ class Executor:
         registry: The functions.
         settle: Called once for each run, on the loop, when its outcome is decided.
         free: Called once for each run, on the loop, when nothing of it runs any more.
+        kill_grace: Seconds that a child process gets between SIGTERM and SIGKILL.
+        on_spawn: Called with the process group of each child that was started.
+        on_exit: Called with the same when nothing of the group is left.
     """
 
     def __init__(
@@ -32,6 +36,10 @@ class Executor:
         registry: Registry,
         settle: Callable[[Run, Outcome], None],
         free: Callable[[Run], None],
+        *,
+        kill_grace: float = GRACE_SECONDS,
+        on_spawn: Callable[[int], None] = lambda _: None,
+        on_exit: Callable[[int], None] = lambda _: None,
     ) -> None:
         self._registry = registry
         self._settle = settle
@@ -41,6 +49,7 @@ class Executor:
         self._context = contextvars.copy_context()
         self._threads = Threads("tasklib-task", self._loop)
         self._coroutines = Coroutines(self._context, self._end)
+        self._children = ChildPool(registry, self._end, kill_grace, on_spawn, on_exit)
 
     def start(self, run: Run) -> None:
         """Start a run; arguments that cannot be read fail this run alone."""
@@ -49,13 +58,12 @@ class Executor:
         if task is None:
             self._end_soon(run, Outcome("released", ends.RELEASED.text, "no such task here"))
             return
-        try:
-            kwargs = task.arguments.load(run.claimed.kwargs)
-        except InvalidArguments as error:
-            self._end_soon(run, ends.impossible(error))
+        if task.isolation == "process":
+            self._children.start(run, task)
             return
-        except Exception as error:  # a validator of the user's own types
-            self._end_soon(run, ends.raised(error, task))
+        kwargs = ends.loaded(task, run.claimed.kwargs)
+        if isinstance(kwargs, Outcome):
+            self._end_soon(run, kwargs)
             return
         if run.claimed.timeout_seconds is not None:
             seconds = run.claimed.timeout_seconds
@@ -67,12 +75,22 @@ class Executor:
             self._threads.submit(lambda: context.run(self._run_sync, run, task, kwargs))
 
     def interrupt(self, run: Run) -> None:
-        """Make an async run end; a sync one looks at ``current_task().cancelled``."""
+        """Make a run end; one in a thread looks at ``current_task().cancelled``."""
         if run.handle is not None:
             run.handle.cancel()
         elif self._coroutines.forget(run):
             # Interrupted before its first step, it has no chance to say so itself.
-            self._end_soon(run, _interrupted(run) or ends.RELEASED)
+            self._end_soon(run, ends.interrupted(run) or ends.RELEASED)
+        else:
+            self._children.stop(run)
+
+    def ends_surely(self, run: Run) -> bool:
+        """Tell whether a run that was interrupted ends soon, whatever its code does."""
+        return run in self._children
+
+    async def close_children(self) -> None:
+        """End the child processes, also those that still run something."""
+        await self._children.close()
 
     def close(self) -> None:
         """Let the threads end."""
@@ -85,7 +103,7 @@ class Executor:
             enter(run)
             return ends.completed(task.arguments.dump_result(await task.func(**kwargs)))
         except asyncio.CancelledError as error:
-            return _interrupted(run) or ends.raised(error, task)
+            return ends.interrupted(run) or ends.raised(error, task)
         except InvalidResult as error:
             return ends.impossible(error)
         except BaseException as error:  # SystemExit in a task ends the task, not the worker
@@ -94,13 +112,8 @@ class Executor:
     def _run_sync(
         self, run: Run, task: TaskFunction[..., Any], kwargs: dict[str, Any]
     ) -> Callable[[], None]:
-        try:
-            enter(run)
-            end = ends.completed(task.arguments.dump_result(task.func(**kwargs)))
-        except InvalidResult as error:
-            end = ends.impossible(error)
-        except BaseException as error:  # SystemExit in a task ends the task, not the worker
-            end = ends.raised(error, task)
+        enter(run)
+        end = ends.of(task, lambda: task.func(**kwargs))
         return lambda: self._end(run, end)
 
     def _time_out(self, run: Run, is_async: bool) -> None:
@@ -127,12 +140,3 @@ class Executor:
             end = ends.timed_out(run.claimed.timeout_seconds)
         self._settle(run, end)
         self._free(run)
-
-
-def _interrupted(run: Run) -> Outcome | None:
-    """Return the outcome of an async run that the worker interrupted."""
-    if run.stop_reason in ("lost", "shutdown"):
-        return ends.RELEASED
-    if run.stop_reason == "cancel":
-        return ends.cancelled(None)
-    return None

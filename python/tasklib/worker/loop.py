@@ -11,6 +11,7 @@ from tasklib._default import adopt, database
 from tasklib.config import Config
 from tasklib.errors import ConfigurationError, TaskLibError
 from tasklib.registry import Registry, default_registry
+from tasklib.worker import context
 from tasklib.worker.fetch import Settings
 from tasklib.worker.finish import WorkerStats
 from tasklib.worker.shift import Shift
@@ -91,6 +92,11 @@ class TaskWorker:
         """
         if self._shift is not None:
             raise TaskLibError("this worker was started before", hint="Make a new TaskWorker.")
+        if context.is_child:
+            raise ConfigurationError(
+                "a worker was started in a child process, which has imported the program",
+                hint="Put what starts the worker under `if __name__ == '__main__':`.",
+            )
         adopt(self.config)
         self._loop = asyncio.get_running_loop()
         self._shift = Shift(self._settings, self.stats)

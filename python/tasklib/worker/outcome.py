@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import json
 import re
+import signal
 import traceback
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
-from tasklib.errors import Cancel, InvalidArguments, InvalidResult, Retry, Snooze
+from tasklib.errors import Cancel, InvalidArguments, InvalidResult, Retry, Snooze, TaskLibError
 from tasklib.registry import TaskFunction
+from tasklib.worker.context import Run
 
 MAX_ERROR_BYTES = 64_000
 _OURS = str(Path(__file__).parent)
@@ -54,7 +57,7 @@ def failed(
     *,
     retry: bool,
     retry_in: float | None = None,
-    cause: Literal["error", "timeout"] = "error",
+    cause: Literal["error", "timeout", "crashed"] = "error",
 ) -> Outcome:
     """It failed; ``retry`` lets it have its remaining attempts."""
     told: dict[str, object] = {
@@ -72,6 +75,19 @@ def timed_out(seconds: float | None) -> Outcome:
     """It did not end in time."""
     message = f"TimeoutError: the attempt did not end within {seconds:g} s"
     return failed(message, "timeout", retry=True, cause="timeout")
+
+
+def crashed(code: int) -> Outcome:
+    """Its process died by itself; ``code`` is the return code as `subprocess` tells it."""
+    if code >= 0:
+        what = f"ended by itself with exit code {code}"
+    else:
+        known = {number.value: number.name for number in signal.Signals}
+        what = f"was killed by signal {-code} ({known.get(-code, 'unknown')})"
+        if -code == signal.SIGKILL:
+            what += ", perhaps for want of memory"
+    message = f"ChildProcessError: the child process of the attempt {what}"
+    return failed(message, "crashed", retry=True, cause="crashed")
 
 
 def cancelled(error: str | None) -> Outcome:
@@ -94,8 +110,39 @@ def raised(error: BaseException, task: TaskFunction[..., object]) -> Outcome:
     return failed(explained(error), reason, retry=task.may_retry(error))
 
 
-def impossible(error: InvalidArguments | InvalidResult) -> Outcome:
-    """Stored arguments do not fit, or the result cannot be stored: another try changes nothing."""
+def loaded(task: TaskFunction[..., Any], kwargs: str) -> dict[str, Any] | Outcome:
+    """Read the stored arguments; those that cannot be read are the end of the attempt."""
+    try:
+        return task.arguments.load(kwargs)
+    except InvalidArguments as error:
+        return impossible(error)
+    except Exception as error:  # a validator of the user's own types
+        return raised(error, task)
+
+
+def of(task: TaskFunction[..., Any], call: Callable[[], object]) -> Outcome:
+    """Call, and say how that ended."""
+    try:
+        return completed(task.arguments.dump_result(call()))
+    except InvalidResult as error:
+        return impossible(error)
+    except BaseException as error:  # SystemExit in a task ends the task, not the worker
+        return raised(error, task)
+
+
+def interrupted(run: Run) -> Outcome | None:
+    """Return the outcome of a run that the worker interrupted; None when it did not."""
+    if run.stop_reason in ("lost", "shutdown"):
+        return RELEASED
+    if run.stop_reason == "cancel":
+        return cancelled(None)
+    if run.stop_reason == "timeout":
+        return timed_out(run.claimed.timeout_seconds)
+    return None
+
+
+def impossible(error: TaskLibError) -> Outcome:
+    """What was stored does not fit, or the result cannot be stored: another try changes nothing."""
     name = type(error).__name__
     return failed(f"{name}: {error}", name, retry=False)
 

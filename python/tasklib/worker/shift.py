@@ -6,7 +6,7 @@ import asyncio
 import contextlib
 import logging
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 
 from tasklib import _worker_calls
 from tasklib.errors import WorkerNotRegistered
@@ -47,9 +47,16 @@ class Shift:
         )
         self._board = Board()
         self._load = Load()
-        self._executor = Executor(settings.registry, self._settle, self._free)
-        self._finisher = Finisher(self._link, self._board, stats)
         self._keeper = Keeper(settings.config, cancel=self._cancel, lost=self._lose)
+        self._executor = Executor(
+            settings.registry,
+            self._settle,
+            self._free,
+            kill_grace=settings.config.kill_grace_seconds,
+            on_spawn=self._keeper.group_started,
+            on_exit=self._keeper.group_ended,
+        )
+        self._finisher = Finisher(self._link, self._board, stats)
         self._fetcher = Fetcher(
             settings, self._link, self._board, self._finisher, self._keeper, self._load, stats
         )
@@ -253,8 +260,15 @@ class Shift:
         for run in tell_to_stop(left, "shutdown"):
             self._executor.interrupt(run)
         # Clean-up of async tasks may take a moment; their own outcome would be too late.
-        self._later(UNWIND_SECONDS, lambda: [self._settle(run, ends.RELEASED) for run in left])
-        self._later(UNWIND_SECONDS + LEAVE_SECONDS, self._abandon)
+        # What is in a child process ends for sure: released before, it would run twice at a time.
+        self._later(UNWIND_SECONDS, lambda: self._release(left))
+        grace = max(UNWIND_SECONDS, self._settings.config.kill_grace_seconds)
+        self._later(grace + LEAVE_SECONDS, self._abandon)
+
+    def _release(self, runs: Iterable[Run]) -> None:
+        for run in runs:
+            if not self._executor.ends_surely(run):
+                self._settle(run, ends.RELEASED)
 
     def _abandon(self) -> None:
         """The database does not take the outcomes: the tasks are run again after the lease."""
@@ -272,6 +286,7 @@ class Shift:
             timer.cancel()
         for run in tell_to_stop(self._busy, "shutdown"):
             self._executor.interrupt(run)
+        await self._executor.close_children()
         if self._finisher and not self._abandoned:
             # Leaving in a hurry: what has ended shall not be run again if that can be helped.
             with contextlib.suppress(Exception):
