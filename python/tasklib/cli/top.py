@@ -13,8 +13,9 @@ from tasklib import _admin_calls
 from tasklib._admin_calls import Record
 
 from ._app import pass_settings
-from ._output import format_table, on_terminal, rich_installed
+from ._output import format_table, rich_installed
 from ._session import ADMIN, OBSERVER, Session, Settings
+from ._terminal import on_terminal
 from ._types import duration
 from .queues import PRESENT
 
