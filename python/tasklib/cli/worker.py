@@ -3,23 +3,34 @@
 from __future__ import annotations
 
 import asyncio
+import atexit
 import logging
+import os
+import signal
+import sys
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, NoReturn
 
 import click
 
 import tasklib
 from tasklib import _admin_calls
 from tasklib.config import Config
+from tasklib.worker import TaskWorker
 
 from ._app import pass_settings
+from ._children import this_command
 from ._logging import FORMATS, LEVELS, set_up_logging
 from ._session import WORKER, Settings, connect, needing
+from ._supervised import Supervisor, find_supervisor
 from ._targets import load
-from ._types import names, seconds
+from ._types import names, seconds, size
+from .supervisor import Plan, become_supervisor
 
 logger = logging.getLogger("tasklib.cli")
+
+# Set while a process is executed again in its own place: it has greeted already.
+_AGAIN = "_TASKLIB_AGAIN"
 
 
 @click.command(short_help="Run tasks.")
@@ -37,9 +48,29 @@ logger = logging.getLogger("tasklib.cli")
     type=click.IntRange(1),
     default=1,
     show_default=True,
-    help="How many tasks run at a time.",
+    help="How many tasks run at a time in each process.",
+)
+@click.option(
+    "--processes",
+    type=click.IntRange(1),
+    default=1,
+    show_default=True,
+    help="How many processes; one that dies is replaced.",
 )
 @click.option("--drain", is_flag=True, help="Exit when nothing is left to do.")
+@click.option("--reload", is_flag=True, help="Start anew when a .py file changes.")
+@click.option(
+    "--max-tasks",
+    type=click.IntRange(1),
+    metavar="COUNT",
+    help="Replace a process after so many attempts.",
+)
+@click.option(
+    "--max-memory",
+    type=size,
+    metavar="SIZE",
+    help="Replace a process that has grown beyond it, between tasks: 500MiB.",
+)
 @click.option(
     "--poll-interval",
     type=seconds,
@@ -64,7 +95,10 @@ def worker(
     settings: Settings,
     targets: tuple[str, ...],
     queues: list[str] | None,
+    processes: int,
+    reload: bool,
     no_listen: bool,
+    name: str | None,
     log_level: str,
     log_format: str,
     verbose: int,
@@ -76,30 +110,82 @@ def worker(
     once, and other workers take over what was running.
 
     Examples:
-      tasklib worker app.tasks -q default,mail -c 8
+      tasklib worker app.tasks -q default,mail -c 8 --processes 2
       tasklib worker app.tasks:queue --drain
+      tasklib worker app.tasks --reload
     """
-    set_up_logging(level=log_level, style=log_format, verbose=verbose)
-    registry, config = load(targets)
+    if reload and options["drain"]:
+        raise click.UsageError("--reload goes on until it is stopped, --drain does not.")
+    supervisor = find_supervisor()
+    if supervisor is None and (processes > 1 or reload):
+        plan = Plan(this_command(), processes, drains=options["drain"], reloads=reload)
+        become_supervisor(plan, level="debug" if verbose else log_level, style=log_format)
+    number = supervisor.number if supervisor and processes > 1 else None
+    set_up_logging(level=log_level, style=log_format, verbose=verbose, process=number)
+    try:
+        registry, config = load(targets)
+    finally:
+        if supervisor and reload:
+            supervisor.tell_sources()
     if settings.database_url:
         config = settings.config
         tasklib.init(config)  # tasks that enqueue others shall find the same database
     if no_listen:
         config = config.model_copy(update={"listen": False})
+    if supervisor and config.is_memory:
+        raise click.UsageError("memory:// belongs to one process: not with --processes, --reload.")
     queues = queues or registry.queues()
-    made = tasklib.TaskWorker(config, registry=registry, queues=queues, **options)
-    _greet(
-        {
-            "version": tasklib.__version__,
-            "server": _server(config),
-            "queues": ", ".join(queues),
-            "concurrency": options["concurrency"],
-            "tasks": ", ".join(sorted(registry.tasks)),
-        },
-        as_json=log_format == "json",
+    made = tasklib.TaskWorker(
+        config,
+        registry=registry,
+        queues=queues,
+        name=f"{name}-{number}" if name and number else name,
+        handle_signals=[signal.SIGTERM] if supervisor else True,
+        on_start=(lambda: supervisor.tell("ready")) if supervisor else None,
+        **options,
     )
+    server = _server(config)
+    if supervisor:
+        _follow(supervisor, made, options["shutdown_timeout"])
+    if supervisor.is_first if supervisor else not os.environ.pop(_AGAIN, None):
+        _greet(
+            {
+                "version": tasklib.__version__,
+                "server": server,
+                "queues": ", ".join(queues),
+                "concurrency": options["concurrency"],
+                "processes": processes,
+                "tasks": ", ".join(sorted(registry.tasks)),
+            },
+            as_json=log_format == "json",
+        )
     with needing(WORKER):
         asyncio.run(made.run())
+    if made.wants_replacement:
+        supervisor.tell("again") if supervisor else _execute_again()
+
+
+def _follow(supervisor: Supervisor, worker: TaskWorker, patience: float | None) -> None:
+    """Let the worker end with its supervisor, and the embedded server not before that."""
+    config = worker.config
+    supervisor.stop = worker.request_stop
+    supervisor.patience = config.shutdown_timeout_seconds if patience is None else patience
+    if config.is_embedded:
+        supervisor.tell_locks()
+
+
+def _execute_again() -> NoReturn:
+    """Start afresh in the same place: what the memory held, and threads that do not end, are gone.
+
+    With the end that a process has in order: exec by itself would leave that out.
+    """
+    os.environ[_AGAIN] = "1"
+    logging.shutdown()
+    atexit._run_exitfuncs()  # pyright: ignore[reportPrivateUsage]
+    sys.stdout.flush()
+    sys.stderr.flush()
+    command = this_command()
+    os.execv(command[0], command)
 
 
 def _server(config: Config) -> str:
@@ -116,5 +202,5 @@ def _greet(facts: Mapping[str, object], *, as_json: bool) -> None:
         logger.info("worker starting", extra=dict(facts))
     else:
         click.echo(f"TaskLib {facts['version']} worker", err=True)
-        for name in ("server", "queues", "concurrency", "tasks"):
+        for name in ("server", "queues", "concurrency", "processes", "tasks"):
             click.echo(f"  {name:<12} {facts[name]}", err=True)

@@ -19,6 +19,7 @@ from tasklib.worker.execute import Executor
 from tasklib.worker.fetch import Fetcher, Settings, Unregistered
 from tasklib.worker.finish import Finisher, WorkerStats
 from tasklib.worker.heartbeat import Heartbeat
+from tasklib.worker.limits import Limits
 from tasklib.worker.link import Link, is_infrastructure
 from tasklib.worker.listen import Listener
 from tasklib.worker.outcome import Outcome
@@ -37,7 +38,9 @@ class Shift:
     """The state of a running worker; made inside its event loop."""
 
     def __init__(self, settings: Settings, stats: WorkerStats) -> None:
+        self.limits = Limits(settings.max_tasks, settings.max_memory)
         self._settings = settings
+        self._stats = stats
         self._loop = asyncio.get_running_loop()
         self._wake = asyncio.Event()
         self._link = Link(settings.config, "tasklib worker")
@@ -66,6 +69,8 @@ class Shift:
         try:
             await self._fetcher.register(START_SECONDS)
             self._heartbeat.start()
+            if self._settings.on_start is not None:
+                self._settings.on_start()
             if not self._settings.drain:
                 self._listener.start()
             while not self._is_over():
@@ -103,7 +108,8 @@ class Shift:
         oldest = min((run.started for run in self._busy), default=self._loop.time())
         is_quick = self._loop.time() - oldest < LOOKAHEAD_SECONDS
         ahead = self._durations.ahead(slots) if is_quick else 0
-        return slots + ahead - len(self._busy) - len(self._ahead)
+        room = slots + ahead - len(self._busy) - len(self._ahead)
+        return min(room, self.limits.left(self._stats.claimed))
 
     def _may_claim(self) -> bool:
         return not self._stopping and self._room() > 0 and self._fetcher.is_due
@@ -178,9 +184,10 @@ class Shift:
                 await self._wake.wait()
 
     def _is_over(self) -> bool:
+        self.limits.look(self._stats.claimed)
         if self._finisher or self._ahead or any(not run.is_settled for run in self._busy):
             return False
-        return self._stopping or self._fetcher.is_dry
+        return self._stopping or self._fetcher.is_dry or self.limits.reached is not None
 
     def _give_back_ahead(self) -> None:
         while self._ahead:
