@@ -209,8 +209,9 @@ class Supervision:
             self._fail(child, code)
 
     def _note_end(self, child: Child, code: int) -> None:
-        # One that was still starting knows no better answer to SIGTERM than to die.
-        if code in (0, -signal.SIGTERM):
+        # One that was still starting knows no better answer to SIGTERM than to die; the other is
+        # that of a worker that was told twice.
+        if code in (0, -signal.SIGTERM, 128 + signal.SIGTERM):
             return
         self._code = self._code or 1
         logger.warning("process %d (pid %d) %s", child.number, child.pid, how_it_ended(code))
@@ -227,7 +228,8 @@ class Supervision:
     def _start_later(self, number: int, what: str, *, is_healthy: bool) -> None:
         self._failures[number] = 0 if is_healthy else self._failures.get(number, 0) + 1
         failures = self._failures[number]
-        pause = min(LONGEST_PAUSE, FIRST_PAUSE * 2 ** (failures - 1)) if failures else 0.0
+        # Capped twice: a number of failures has no end, a float has.
+        pause = min(LONGEST_PAUSE, FIRST_PAUSE * 2 ** min(failures - 1, 10)) if failures else 0.0
         when = f"in {pause:g} s" if pause else "now"
         logger.warning("process %d %s; another starts %s", number, what, when)
         self._due[number] = time.monotonic() + pause
