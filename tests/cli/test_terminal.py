@@ -11,6 +11,7 @@ import sys
 import time
 from collections.abc import Callable, Generator
 from contextlib import suppress
+from pathlib import Path
 
 import pytest
 
@@ -106,6 +107,21 @@ def test_top_is_renewed_until_ctrl_c(cli: Cli, terminal: Open, worker: Worker) -
     live.process.send_signal(signal.SIGINT)
     live.read_until("never")
     assert live.process.wait(timeout=10) == 0
+
+
+def test_the_banner_fits_the_screen(
+    terminal: Open, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "many.py").write_text(
+        "import tasklib\nfor n in range(50):\n    tasklib.task(name=f'app.task{n}')(lambda: None)\n"
+    )
+    monkeypatch.chdir(tmp_path)
+
+    lines = terminal("worker", "many", "--drain").read_until("takes tasks").splitlines()
+
+    (first,) = [n for n, line in enumerate(lines) if line.startswith("  tasks ")]
+    assert lines[first + 1].startswith(" " * 15 + "app.task")
+    assert max(map(len, lines[: first + 5])) <= 100
 
 
 def test_an_error_is_red_on_a_terminal(terminal: Open) -> None:

@@ -110,7 +110,7 @@ def format_duration(seconds: float) -> str:
 
 def _all_numbers(column: Sequence[object]) -> bool:
     return all(
-        value is None or (isinstance(value, int | float) and not isinstance(value, bool))
+        value in (None, "") or (isinstance(value, int | float) and not isinstance(value, bool))
         for value in column
     )
 

@@ -6,6 +6,7 @@ import asyncio
 import atexit
 import logging
 import os
+import shutil
 import signal
 import sys
 from collections.abc import Mapping
@@ -24,11 +25,13 @@ from ._logging import FORMATS, LEVELS, set_up_logging
 from ._session import WORKER, Settings, connect, needing
 from ._supervised import Supervisor, find_supervisor
 from ._targets import load
+from ._terminal import is_terminal
 from ._types import names, seconds, size
 from .supervisor import Plan, become_supervisor
 
 logger = logging.getLogger("tasklib.cli")
 
+NO_EDGE = 1_000_000
 # Set while a process is executed again in its own place: it has greeted already.
 _AGAIN = "_TASKLIB_AGAIN"
 
@@ -202,5 +205,7 @@ def _greet(facts: Mapping[str, object], *, as_json: bool) -> None:
         logger.info("worker starting", extra=dict(facts))
     else:
         click.echo(f"TaskLib {facts['version']} worker", err=True)
+        width = shutil.get_terminal_size().columns if is_terminal(sys.stderr) else NO_EDGE
         for name in ("server", "queues", "concurrency", "processes", "tasks"):
-            click.echo(f"  {name:<12} {facts[name]}", err=True)
+            begin = f"  {name:<12} "
+            click.echo(click.wrap_text(str(facts[name]), width, begin, " " * 15), err=True)
