@@ -124,5 +124,27 @@ def test_the_banner_fits_the_screen(
     assert max(map(len, lines[: first + 5])) <= 100
 
 
+def test_a_drain_shows_how_far_it_is_and_prints_above_that(
+    cli: Cli, terminal: Open, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "app.py").write_text(
+        "import os, time, tasklib\n"
+        "@tasklib.task(name='app.hold')\n"
+        "def hold():\n"
+        "    print('held', flush=True)\n"
+        "    while not os.path.exists('go'):\n"
+        "        time.sleep(0.05)\n"
+    )
+    monkeypatch.chdir(tmp_path)
+    cli("enqueue", "app.hold")
+    screen = terminal("worker", "app", "--drain")
+
+    screen.read_until("0 completed, 1 in hand")
+    (tmp_path / "go").touch()
+
+    assert "done: 1 completed" in screen.read_until("never")
+    assert screen.process.wait(timeout=10) == 0
+
+
 def test_an_error_is_red_on_a_terminal(terminal: Open) -> None:
     assert "\x1b[31merror:\x1b[0m" in terminal("show", "0" * 32).read_until("never")

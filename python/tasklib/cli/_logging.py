@@ -71,6 +71,17 @@ class JsonFormatter(logging.Formatter):
         return json.dumps(fields, default=str, ensure_ascii=False)
 
 
+class _ToStandardError(logging.Handler):
+    """Writes to what standard error is now: a progress line lets others write above itself."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        try:
+            sys.stderr.write(f"{self.format(record)}\n")
+            sys.stderr.flush()
+        except Exception:
+            self.handleError(record)
+
+
 def set_up_logging(*, level: str, style: str, verbose: int = 0, process: int | None = None) -> None:
     """Send the log to standard error.
 
@@ -80,7 +91,7 @@ def set_up_logging(*, level: str, style: str, verbose: int = 0, process: int | N
         verbose: 1 shows the queue's debug lines, 2 and more everybody's.
         process: Which of several worker processes this is.
     """
-    handler = logging.StreamHandler(sys.stderr)
+    handler = _ToStandardError()
     handler.setFormatter(JsonFormatter(process) if style == "json" else TextFormatter(process))
     root = logging.getLogger()
     root.handlers[:] = [handler]

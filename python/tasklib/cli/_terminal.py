@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import os
+import shutil
 import sys
+from contextlib import suppress
 from typing import TextIO
 
 
@@ -15,6 +17,14 @@ def on_terminal() -> bool:
 def is_terminal(stream: TextIO) -> bool:
     """Tell whether a stream goes to a screen that can be drawn on."""
     return stream.isatty() and os.environ.get("TERM") != "dumb"
+
+
+def columns(stream: TextIO) -> int:
+    """Return how wide the terminal of a stream is."""
+    with suppress(OSError):
+        if "COLUMNS" not in os.environ and (found := os.get_terminal_size(stream.fileno()).columns):
+            return found
+    return shutil.get_terminal_size().columns
 
 
 def colours_wanted() -> bool:

@@ -6,10 +6,10 @@ import asyncio
 import atexit
 import logging
 import os
-import shutil
 import signal
 import sys
 from collections.abc import Mapping
+from dataclasses import asdict
 from typing import Any, NoReturn
 
 import click
@@ -22,15 +22,17 @@ from tasklib.worker import TaskWorker
 from ._app import pass_settings
 from ._children import this_command
 from ._logging import FORMATS, LEVELS, set_up_logging
+from ._progress import Show, progress
 from ._session import WORKER, Settings, connect, needing
 from ._supervised import Supervisor, find_supervisor
 from ._targets import load
-from ._terminal import is_terminal
+from ._terminal import columns, is_terminal
 from ._types import names, seconds, size
 from .supervisor import Plan, become_supervisor
 
 logger = logging.getLogger("tasklib.cli")
 
+PROGRESS_SECONDS = 0.2
 NO_EDGE = 1_000_000
 # Set while a process is executed again in its own place: it has greeted already.
 _AGAIN = "_TASKLIB_AGAIN"
@@ -163,7 +165,7 @@ def worker(
             as_json=log_format == "json",
         )
     with needing(WORKER):
-        asyncio.run(made.run())
+        asyncio.run(_run(made, shows_progress=options["drain"], alone=supervisor is None))
     if made.wants_replacement:
         supervisor.tell("again") if supervisor else _execute_again()
 
@@ -175,6 +177,33 @@ def _follow(supervisor: Supervisor, worker: TaskWorker, patience: float | None) 
     supervisor.patience = config.shutdown_timeout_seconds if patience is None else patience
     if config.is_embedded:
         supervisor.tell_locks()
+
+
+async def _run(worker: TaskWorker, *, shows_progress: bool, alone: bool) -> None:
+    """Run the worker, and say how far it is when somebody waits for its end."""
+    if not shows_progress:
+        await worker.run()
+        return
+    with progress(logger.info, alone=alone) as show:
+        told = asyncio.create_task(_tell(worker, show))
+        try:
+            await worker.run()
+        finally:
+            told.cancel()
+    logger.info("done: %s", _done(worker))
+
+
+async def _tell(worker: TaskWorker, show: Show) -> None:
+    while True:
+        show(_done(worker))
+        await asyncio.sleep(PROGRESS_SECONDS)
+
+
+def _done(worker: TaskWorker) -> str:
+    counts = asdict(worker.stats)
+    running = counts.pop("claimed") - sum(counts.values())
+    done = [f"{count:,} {what}" for what, count in counts.items() if count or what == "completed"]
+    return ", ".join([*done, f"{running:,} in hand"] if running > 0 else done)
 
 
 def _execute_again() -> NoReturn:
@@ -205,7 +234,7 @@ def _greet(facts: Mapping[str, object], *, as_json: bool) -> None:
         logger.info("worker starting", extra=dict(facts))
     else:
         click.echo(f"TaskLib {facts['version']} worker", err=True)
-        width = shutil.get_terminal_size().columns if is_terminal(sys.stderr) else NO_EDGE
+        width = columns(sys.stderr) if is_terminal(sys.stderr) else NO_EDGE
         for name in ("server", "queues", "concurrency", "processes", "tasks"):
             begin = f"  {name:<12} "
             click.echo(click.wrap_text(str(facts[name]), width, begin, " " * 15), err=True)
