@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable, Collection, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import TYPE_CHECKING, Any, Self, TypedDict, TypeVar
 from uuid import UUID
 
@@ -33,7 +33,7 @@ class WorkerOptions(TypedDict, total=False):
     name: str | None
     shutdown_timeout: float | None
     drain: bool
-    handle_signals: bool | Collection[int]
+    handle_signals: bool
     max_tasks: int | None
     max_memory: int | None
     on_start: Callable[[], object] | None

@@ -76,6 +76,7 @@ class Command:
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=log,
+                start_new_session=True,
             )
 
     @property
@@ -267,6 +268,48 @@ def test_the_first_sigterm_lets_running_tasks_end(
     assert states(conn) == ["completed", "completed"]
 
 
+def test_a_signal_that_reaches_all_of_them_counts_once(
+    cli: Cli, start: Start, conn: Connection[Any], tmp_path: Path
+) -> None:
+    """As Ctrl-C in a terminal does it, and systemd with its KillMode=control-group."""
+    command = start("app", "--processes", "2")
+    working(conn, 2)
+    for _ in range(2):
+        cli("enqueue", "app.hold")
+    until(is_state(conn, "running", "running"))
+
+    os.killpg(command.process.pid, signal.SIGINT)
+    command.says("stopping: 1 tasks are running", times=2)
+    time.sleep(0.5)
+    for pid in pids(conn):
+        os.kill(pid, signal.SIGTERM)
+        os.kill(pid, signal.SIGINT)
+    time.sleep(0.5)
+    (tmp_path / "go").touch()
+
+    command.ends()
+    assert states(conn) == ["completed", "completed"]
+
+
+def test_a_process_that_somebody_else_stops_is_replaced(
+    cli: Cli, start: Start, conn: Connection[Any], tmp_path: Path
+) -> None:
+    cli("enqueue", "app.hold")
+    command = start("app", "--processes", "2")
+    found = working(conn, 2)
+    until(is_state(conn, "running"))
+
+    for pid in found:
+        os.kill(pid, signal.SIGTERM)
+    command.says("stopping: 1 tasks are running")
+    (tmp_path / "go").touch()
+
+    until(lambda: len(set(pids(conn)) - set(found)) == 2)
+    assert states(conn) == ["completed"]
+    command.process.terminate()
+    command.ends()
+
+
 def test_the_second_sigterm_hands_back_what_runs(
     cli: Cli, start: Start, conn: Connection[Any]
 ) -> None:
@@ -374,6 +417,7 @@ def test_a_process_that_has_grown_is_replaced_between_tasks(
     cli("enqueue", "app.pid", "--delay", "2s")
     command = start("app", "--max-memory", "200MiB")
     command.says("MiB of memory")
+    command.says("takes tasks", times=2)
     until(is_state(conn, "completed", "completed"))
 
     assert command.log.count("making room") == 1

@@ -10,10 +10,16 @@ import signal
 import socket
 import sys
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 
 # Number, descriptor of the socket, and whether it is the first: see `_supervised`.
 VARIABLE = "_TASKLIB_SUPERVISOR"
+
+# What we say to a process. Signals would not do: Ctrl-C, and service managers that stop a whole
+# group, send the same signals to all, and who hears a second one leaves its tasks.
+STOP = b"s"
+LEAVE = b"l"
 
 
 @dataclass(eq=False, slots=True)
@@ -23,7 +29,7 @@ class Child:
     Attributes:
         number: Which of the processes it is, from 1.
         pid: Its process id.
-        line: Our end of its socket: it writes lines, and takes the end of file as SIGTERM.
+        line: Our end of its socket: it writes lines, we write STOP and LEAVE.
         started: When it was started, by the monotonic clock.
         is_ready: It said that it works.
         wants_successor: It said that it makes room for a fresh one.
@@ -54,9 +60,14 @@ class Child:
             word, _, rest = os.fsdecode(said).partition(" ")
             yield word, rest
 
-    def send(self, number: int) -> None:
-        """Send a signal; it is not reaped yet, so its process id is its own."""
-        os.kill(self.pid, number)
+    def say(self, word: bytes) -> None:
+        """Say STOP or LEAVE; not heard when it is ending anyway."""
+        with suppress(OSError):
+            self.line.send(word)
+
+    def kill(self) -> None:
+        """End it at once; it is not reaped yet, so its process id is its own."""
+        os.kill(self.pid, signal.SIGKILL)
 
 
 def start(

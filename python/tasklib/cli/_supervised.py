@@ -17,7 +17,7 @@ import tasklib
 from tasklib._postmaster import Locks
 from tasklib.embedded import Embedded, project_root
 
-from ._children import VARIABLE
+from ._children import STOP, VARIABLE
 
 # On top of what running tasks are given: to hand back, to say good-bye to the database.
 LEAVE_SECONDS = 15.0
@@ -32,14 +32,16 @@ class Supervisor:
     Attributes:
         number: Which of its processes this is, from 1.
         is_first: Whether this process speaks for all when it starts.
-        stop: What tells this process to stop.
+        stop: Called, in a thread, when this process shall let its tasks end, and end.
+        leave: Called when it shall not even do that.
         patience: How many seconds running tasks are given.
     """
 
     def __init__(self, number: int, descriptor: int, *, is_first: bool) -> None:
         self.number = number
         self.is_first = is_first
-        self.stop: Callable[[], None] = lambda: os.kill(os.getpid(), signal.SIGTERM)
+        self.stop: Callable[[], object] = lambda: os.kill(os.getpid(), signal.SIGTERM)
+        self.leave = self.stop
         self.patience = 0.0
         self._line = socket.socket(fileno=descriptor)
         self._line.set_inheritable(False)
@@ -67,8 +69,9 @@ class Supervisor:
 
     def _follow(self) -> None:
         with suppress(OSError):
-            self._line.recv(1)  # it never writes: this returns when it is gone
-        self.stop()
+            while word := self._line.recv(1):
+                self.stop() if word == STOP else self.leave()
+        self.stop()  # it is gone
         time.sleep(self.patience + LEAVE_SECONDS)
         os._exit(1)
 
@@ -80,8 +83,8 @@ def find_supervisor() -> Supervisor | None:
     if told is None:
         return None
     number, descriptor, is_first = map(int, told.split())
-    # Ctrl-C reaches the supervisor, too, which passes it on as SIGTERM: once is enough. A handler,
-    # unlike SIG_IGN, is not handed down to programs that tasks start.
+    # Ctrl-C reaches the supervisor, too, and it says what follows from that. A handler, unlike
+    # SIG_IGN, is not handed down to programs that tasks start.
     signal.signal(signal.SIGINT, _do_nothing)
     signal.pthread_sigmask(signal.SIG_UNBLOCK, [signal.SIGINT])
     return Supervisor(number, descriptor, is_first=bool(is_first))

@@ -25,7 +25,7 @@ from pathlib import Path
 from typing import NoReturn
 
 from ._changes import Sources
-from ._children import Child, how_it_ended, start
+from ._children import LEAVE, STOP, Child, how_it_ended, start
 from ._logging import set_up_logging
 
 logger = logging.getLogger("tasklib.supervisor")
@@ -209,8 +209,8 @@ class Supervision:
             self._fail(child, code)
 
     def _note_end(self, child: Child, code: int) -> None:
-        # One that was still starting knows no better answer to SIGTERM than to die; the other is
-        # that of a worker that was told twice.
+        # One that was still starting knows no better answer than to die; the other one is that of a
+        # worker that was told to leave.
         if code in (0, -signal.SIGTERM, 128 + signal.SIGTERM):
             return
         self._code = self._code or 1
@@ -246,7 +246,7 @@ class Supervision:
         else:
             self._code = 128 + number
             self._kill_at = time.monotonic() + (KILL_SECONDS if self._stops == 2 else 0.0)
-        self._tell_all(signal.SIGTERM)
+        self._say(STOP if self._stops == 1 else LEAVE)
 
     def _look_at_clock(self) -> None:
         now = time.monotonic()
@@ -256,11 +256,12 @@ class Supervision:
                 self._reload(changed)
         if now >= self._hurry_at:
             self._hurry_at, self._kill_at = NEVER, now + KILL_SECONDS
-            self._tell_all(signal.SIGTERM)
+            self._say(LEAVE)
         if now >= self._kill_at:
             self._kill_at = NEVER
             logger.error("killing %d processes that do not leave", len(self._children))
-            self._tell_all(signal.SIGKILL)
+            for child in self._children.values():
+                child.kill()
 
     def _reload(self, changed: Sequence[str]) -> None:
         if self._is_reloading:
@@ -272,7 +273,7 @@ class Supervision:
         self._due.clear()
         self._failures.clear()
         self._hurry_at = time.monotonic() + RELOAD_SECONDS
-        self._tell_all(signal.SIGTERM)
+        self._say(STOP)
         self._renew()
 
     def _renew(self) -> None:
@@ -282,9 +283,9 @@ class Supervision:
             self._hurry_at = self._kill_at = NEVER
             self._due[1] = 0.0
 
-    def _tell_all(self, number: int) -> None:
+    def _say(self, word: bytes) -> None:
         for child in self._children.values():
-            child.send(number)
+            child.say(word)
 
 
 def _signals_as_bytes() -> int:

@@ -9,6 +9,7 @@ import os
 import signal
 import sys
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import asdict
 from typing import Any, NoReturn
 
@@ -145,13 +146,16 @@ def worker(
         registry=registry,
         queues=queues,
         name=f"{name}-{number}" if name and number else name,
-        handle_signals=[signal.SIGTERM] if supervisor else True,
+        handle_signals=supervisor is None,
         on_start=(lambda: supervisor.tell("ready")) if supervisor else None,
         **options,
     )
     server = _server(config)
     if supervisor:
-        _follow(supervisor, made, options["shutdown_timeout"])
+        timeout = options["shutdown_timeout"]
+        supervisor.patience = config.shutdown_timeout_seconds if timeout is None else timeout
+        if config.is_embedded:
+            supervisor.tell_locks()
     if supervisor.is_first if supervisor else not os.environ.pop(_AGAIN, None):
         _greet(
             {
@@ -164,33 +168,44 @@ def worker(
             },
             as_json=log_format == "json",
         )
-    with needing(WORKER):
-        asyncio.run(_run(made, shows_progress=options["drain"], alone=supervisor is None))
+    try:
+        with needing(WORKER):
+            asyncio.run(_run(made, supervisor, shows_progress=options["drain"]))
+    except asyncio.CancelledError:
+        raise SystemExit(128 + signal.SIGTERM) from None
     if made.wants_replacement:
         supervisor.tell("again") if supervisor else _execute_again()
 
 
-def _follow(supervisor: Supervisor, worker: TaskWorker, patience: float | None) -> None:
-    """Let the worker end with its supervisor, and the embedded server not before that."""
-    config = worker.config
-    supervisor.stop = worker.request_stop
-    supervisor.patience = config.shutdown_timeout_seconds if patience is None else patience
-    if config.is_embedded:
-        supervisor.tell_locks()
-
-
-async def _run(worker: TaskWorker, *, shows_progress: bool, alone: bool) -> None:
+async def _run(worker: TaskWorker, supervisor: Supervisor | None, *, shows_progress: bool) -> None:
     """Run the worker, and say how far it is when somebody waits for its end."""
+    if supervisor is not None:
+        _obey(supervisor, worker)
     if not shows_progress:
         await worker.run()
         return
-    with progress(logger.info, alone=alone) as show:
+    with progress(logger.info, alone=supervisor is None) as show:
         told = asyncio.create_task(_tell(worker, show))
         try:
             await worker.run()
         finally:
             told.cancel()
     logger.info("done: %s", _done(worker))
+
+
+def _obey(supervisor: Supervisor, worker: TaskWorker) -> None:
+    """Stop and leave as the supervisor says; SIGTERM from others says to stop, however often."""
+    loop = asyncio.get_running_loop()
+    task = asyncio.current_task()
+    assert task is not None
+
+    def leave() -> None:
+        with suppress(RuntimeError):  # the loop has ended meanwhile
+            loop.call_soon_threadsafe(task.cancel)
+
+    supervisor.stop = worker.request_stop
+    supervisor.leave = leave
+    loop.add_signal_handler(signal.SIGTERM, worker.request_stop)
 
 
 async def _tell(worker: TaskWorker, show: Show) -> None:

@@ -10,7 +10,7 @@ from pathlib import Path
 
 log = logging.getLogger("tasklib.worker")
 
-LOOK_SECONDS = 1.0
+LOOK_SECONDS = 0.1
 _STATM = Path("/proc/self/statm")
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 import socket
-from collections.abc import Callable, Collection, Iterable
+from collections.abc import Callable, Iterable
 
 from tasklib._default import adopt, database
 from tasklib.config import Config
@@ -14,7 +14,7 @@ from tasklib.registry import Registry, default_registry
 from tasklib.worker.fetch import Settings
 from tasklib.worker.finish import WorkerStats
 from tasklib.worker.shift import Shift
-from tasklib.worker.signals import SIGNALS, handled
+from tasklib.worker.signals import handled
 
 
 class TaskWorker:
@@ -30,8 +30,7 @@ class TaskWorker:
         name: What people see in ``tasklib.worker_health``; host and process id when left out.
         shutdown_timeout: Seconds that running tasks get after `stop`; None is the configuration's.
         drain: End when nothing is due any more.
-        handle_signals: Let SIGTERM and SIGINT, or just these signals, stop the worker; a second one
-            makes it leave at once.
+        handle_signals: Let SIGTERM and SIGINT stop the worker; a second one makes it leave at once.
         max_tasks: End for a fresh worker to take over after so many attempts.
         max_memory: The same when this process occupies more than so many bytes; seen between tasks.
         on_start: Called once, when the database knows the worker.
@@ -51,7 +50,7 @@ class TaskWorker:
         name: str | None = None,
         shutdown_timeout: float | None = None,
         drain: bool = False,
-        handle_signals: bool | Collection[int] = True,
+        handle_signals: bool = True,
         max_tasks: int | None = None,
         max_memory: int | None = None,
         on_start: Callable[[], object] | None = None,
@@ -87,7 +86,7 @@ class TaskWorker:
             max_memory=max_memory,
             on_start=on_start,
         )
-        self._signals = SIGNALS if handle_signals is True else handle_signals or ()
+        self._handle_signals = handle_signals
         self._loop: asyncio.AbstractEventLoop | None = None
         self._shift: Shift | None = None
         self._is_stopping = False
@@ -125,7 +124,7 @@ class TaskWorker:
         if self._is_stopping:
             self._shift.stop()
         try:
-            with handled(on_signal, self._signals):
+            with handled(on_signal, wanted=self._handle_signals):
                 await work
         except asyncio.CancelledError:
             if left_by:

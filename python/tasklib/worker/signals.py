@@ -5,22 +5,22 @@ from __future__ import annotations
 import asyncio
 import signal
 import threading
-from collections.abc import Callable, Collection, Generator
+from collections.abc import Callable, Generator
 from contextlib import contextmanager
 
 SIGNALS = (signal.SIGTERM, signal.SIGINT)
 
 
 @contextmanager
-def handled(on_signal: Callable[[int], None], signals: Collection[int]) -> Generator[None]:
-    """Call ``on_signal`` on the loop for these signals in the block, where that is possible."""
-    if not signals or threading.current_thread() is not threading.main_thread():
+def handled(on_signal: Callable[[int], None], *, wanted: bool) -> Generator[None]:
+    """Call ``on_signal`` on the loop for the time of the block, where that is possible."""
+    if not wanted or threading.current_thread() is not threading.main_thread():
         yield
         return
     loop = asyncio.get_running_loop()
-    before = {number: signal.getsignal(number) for number in signals}
+    before = {number: signal.getsignal(number) for number in SIGNALS}
     try:
-        for number in signals:
+        for number in SIGNALS:
             loop.add_signal_handler(number, on_signal, number)
     except NotImplementedError:  # event loops of Windows
         yield
