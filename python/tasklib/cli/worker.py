@@ -3,40 +3,33 @@
 from __future__ import annotations
 
 import asyncio
-import atexit
 import logging
 import os
 import signal
 import sys
 from collections.abc import Mapping
-from contextlib import suppress
-from dataclasses import asdict
-from typing import Any, NoReturn
+from typing import Any
 
 import click
 
 import tasklib
 from tasklib import _admin_calls
 from tasklib.config import Config
-from tasklib.worker import TaskWorker
 
 from ._app import pass_settings
 from ._children import this_command
 from ._logging import FORMATS, LEVELS, set_up_logging
-from ._progress import Show, progress
 from ._session import WORKER, Settings, connect, needing
-from ._supervised import Supervisor, find_supervisor
+from ._supervised import find_supervisor
 from ._targets import load
 from ._terminal import columns, is_terminal
 from ._types import names, seconds, size
+from ._working import AGAIN, execute_again, run
 from .supervisor import Plan, become_supervisor
 
 logger = logging.getLogger("tasklib.cli")
 
-PROGRESS_SECONDS = 0.2
 NO_EDGE = 1_000_000
-# Set while a process is executed again in its own place: it has greeted already.
-_AGAIN = "_TASKLIB_AGAIN"
 
 
 @click.command(short_help="Run tasks.")
@@ -140,6 +133,8 @@ def worker(
         config = config.model_copy(update={"listen": False})
     if supervisor and config.is_memory:
         raise click.UsageError("memory:// belongs to one process: not with --processes, --reload.")
+    if options["shutdown_timeout"] is None:
+        options["shutdown_timeout"] = config.shutdown_timeout_seconds
     queues = queues or registry.queues()
     made = tasklib.TaskWorker(
         config,
@@ -152,11 +147,10 @@ def worker(
     )
     server = _server(config)
     if supervisor:
-        timeout = options["shutdown_timeout"]
-        supervisor.patience = config.shutdown_timeout_seconds if timeout is None else timeout
+        supervisor.patience = options["shutdown_timeout"]
         if config.is_embedded:
             supervisor.tell_locks()
-    if supervisor.is_first if supervisor else not os.environ.pop(_AGAIN, None):
+    if supervisor.is_first if supervisor else not os.environ.pop(AGAIN, None):
         _greet(
             {
                 "version": tasklib.__version__,
@@ -170,69 +164,11 @@ def worker(
         )
     try:
         with needing(WORKER):
-            asyncio.run(_run(made, supervisor, shows_progress=options["drain"]))
+            asyncio.run(run(made, supervisor, shows_progress=options["drain"]))
     except asyncio.CancelledError:
         raise SystemExit(128 + signal.SIGTERM) from None
     if made.wants_replacement:
-        supervisor.tell("again") if supervisor else _execute_again()
-
-
-async def _run(worker: TaskWorker, supervisor: Supervisor | None, *, shows_progress: bool) -> None:
-    """Run the worker, and say how far it is when somebody waits for its end."""
-    if supervisor is not None:
-        _obey(supervisor, worker)
-    if not shows_progress:
-        await worker.run()
-        return
-    with progress(logger.info, alone=supervisor is None) as show:
-        told = asyncio.create_task(_tell(worker, show))
-        try:
-            await worker.run()
-        finally:
-            told.cancel()
-    logger.info("done: %s", _done(worker))
-
-
-def _obey(supervisor: Supervisor, worker: TaskWorker) -> None:
-    """Stop and leave as the supervisor says; SIGTERM from others says to stop, however often."""
-    loop = asyncio.get_running_loop()
-    task = asyncio.current_task()
-    assert task is not None
-
-    def leave() -> None:
-        with suppress(RuntimeError):  # the loop has ended meanwhile
-            loop.call_soon_threadsafe(task.cancel)
-
-    supervisor.stop = worker.request_stop
-    supervisor.leave = leave
-    loop.add_signal_handler(signal.SIGTERM, worker.request_stop)
-
-
-async def _tell(worker: TaskWorker, show: Show) -> None:
-    while True:
-        show(_done(worker))
-        await asyncio.sleep(PROGRESS_SECONDS)
-
-
-def _done(worker: TaskWorker) -> str:
-    counts = asdict(worker.stats)
-    running = counts.pop("claimed") - sum(counts.values())
-    done = [f"{count:,} {what}" for what, count in counts.items() if count or what == "completed"]
-    return ", ".join([*done, f"{running:,} in hand"] if running > 0 else done)
-
-
-def _execute_again() -> NoReturn:
-    """Start afresh in the same place: what the memory held, and threads that do not end, are gone.
-
-    With the end that a process has in order: exec by itself would leave that out.
-    """
-    os.environ[_AGAIN] = "1"
-    logging.shutdown()
-    atexit._run_exitfuncs()  # pyright: ignore[reportPrivateUsage]
-    sys.stdout.flush()
-    sys.stderr.flush()
-    command = this_command()
-    os.execv(command[0], command)
+        supervisor.tell("again") if supervisor else execute_again()
 
 
 def _server(config: Config) -> str:
