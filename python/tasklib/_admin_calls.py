@@ -92,6 +92,45 @@ def workers() -> Call[list[Record]]:
     )
 
 
+def running(*, with_text: bool) -> Call[list[Record]]:
+    """Read what runs now, the oldest first, a thousand at most.
+
+    Args:
+        with_text: Also what tasks say about their progress, which tasklib_observer may not see.
+    """
+    said: LiteralString = "progress_message" if with_text else "null"
+    columns = "id, name, queue, attempt, worker_id, started_at, seconds, progress, progress_message"
+    return _records(
+        columns,
+        f"""(
+          select id, name, queue, attempt, worker_id, started_at,
+            extract(epoch from clock_timestamp() - started_at)::float8 as seconds,
+            progress, {said} as progress_message
+          from tasklib.tasks where state = 'running'
+        ) as run order by started_at, id limit 1000""",  # noqa: S608 - literals all
+    )
+
+
+def counters() -> Call[Record]:
+    """Read how much there has been since the server began to count, and when that is read.
+
+    These are the server's own statistics, which cost nothing to read, however long the history is.
+    Sessions add to them about once a second, idle ones within ten.
+    """
+    return _first(
+        _records(
+            "clock, enqueued, finished, failed_attempts",
+            """(
+              select extract(epoch from clock_timestamp())::float8 as clock,
+                sum(n_tup_ins) filter (where relname = 'task') as enqueued,
+                sum(n_tup_ins) filter (where relname = 'done') as finished,
+                sum(n_tup_ins) filter (where relname = 'failure') as failed_attempts
+              from pg_catalog.pg_stat_all_tables where schemaname = 'tasklib'
+            ) as counted""",
+        )
+    )
+
+
 def task_stats() -> Call[list[Record]]:
     """Read by name how the tasks of the last day ended and how long they ran."""
     return _records(

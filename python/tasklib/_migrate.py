@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import random
 import time
-from collections.abc import Generator
+from collections.abc import Callable, Generator
 from contextlib import contextmanager
 from importlib import metadata
 from pathlib import Path
@@ -26,15 +26,17 @@ OLDEST_SERVER = 140000
 LOCK_TIMEOUT: LiteralString = "1s"
 ATTEMPTS = 30
 
-# The lock first, then its time limit: that limit would cut the wait for another migration too.
-_BEGIN: LiteralString = f"""
+_BEGIN: LiteralString = """
 set local lock_timeout = 0;
 set local statement_timeout = 0;
 set local client_min_messages = warning;
 set local search_path = pg_catalog, pg_temp;
-select pg_advisory_xact_lock(hashtextextended('tasklib.migrate', 0));
-set local lock_timeout = '{LOCK_TIMEOUT}';
 """
+
+_TRY_LOCK: LiteralString = (
+    "select pg_try_advisory_xact_lock(hashtextextended('tasklib.migrate', 0))"
+)
+_LOCK: LiteralString = "select pg_advisory_xact_lock(hashtextextended('tasklib.migrate', 0))"
 
 _SCHEMA: LiteralString = """
 create schema tasklib;
@@ -70,7 +72,13 @@ $$;
 """
 
 
-def migrate(conninfo: str, *, plan: bool = False, sql: Path | None = None) -> list[str]:
+def migrate(
+    conninfo: str,
+    *,
+    plan: bool = False,
+    sql: Path | None = None,
+    on_wait: Callable[[str], None] = lambda _reason: None,
+) -> list[str]:
     """Apply pending migrations, then replace views, functions and grants, in one transaction.
 
     Several callers at once wait for each other. While a table is locked by somebody else, it gives
@@ -80,6 +88,7 @@ def migrate(conninfo: str, *, plan: bool = False, sql: Path | None = None) -> li
         conninfo: The database, as a role that owns the schema or may create it.
         plan: Only tell what would be applied.
         sql: The folder with the files; the package's own by default.
+        on_wait: Called with the reason, for people, when it has to wait for somebody else.
 
     Returns:
         The names of the migrations applied, oldest first; empty when the tables were current.
@@ -95,7 +104,7 @@ def migrate(conninfo: str, *, plan: bool = False, sql: Path | None = None) -> li
             with _connected(conninfo) as conn, conn.transaction():
                 if plan:
                     return _names(_pending(conn, sql))
-                return _apply(conn, sql)
+                return _apply(conn, sql, on_wait)
         except psycopg.Error as error:
             if not _is_passing(error):
                 raise _explained(error) from error
@@ -106,6 +115,10 @@ def migrate(conninfo: str, *, plan: bool = False, sql: Path | None = None) -> li
                     "where xact_start < now() - interval '1 minute'.",
                     sqlstate=error.sqlstate,
                 ) from error
+            on_wait(
+                f"waiting for a table that is in use ({error.diag.message_primary}), "
+                f"attempt {attempt} of {ATTEMPTS}"
+            )
             time.sleep(random.uniform(0.1, 1.0))  # noqa: S311 - so that rivals do not move in step
     raise AssertionError("unreachable")
 
@@ -161,9 +174,14 @@ def _connected(conninfo: str) -> Generator[Connection]:
         yield conn
 
 
-def _apply(conn: Connection, sql: Path) -> list[str]:
+def _apply(conn: Connection, sql: Path, on_wait: Callable[[str], None]) -> list[str]:
     """Do all of it in the caller's transaction."""
     conn.execute(_BEGIN)
+    if not _exists(conn, _TRY_LOCK):
+        on_wait("waiting for another migration of this database")
+        conn.execute(_LOCK)
+    # Not before: it would cut the wait for another migration, too.
+    conn.execute(f"set local lock_timeout = '{LOCK_TIMEOUT}'")
     # Asked first: `if not exists` wants the right to create schemas even when this one exists.
     if not _exists(conn, "select to_regnamespace('tasklib') is not null"):
         conn.execute(_SCHEMA)

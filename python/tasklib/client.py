@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import TYPE_CHECKING, Any, Self, TypedDict, TypeVar
 from uuid import UUID
 
@@ -34,6 +34,9 @@ class WorkerOptions(TypedDict, total=False):
     shutdown_timeout: float | None
     drain: bool
     handle_signals: bool
+    max_tasks: int | None
+    max_memory: int | None
+    on_start: Callable[[], object] | None
 
 
 class TaskQueue:

@@ -8,6 +8,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
+import time
 from collections.abc import Callable, Generator
 from pathlib import Path
 
@@ -52,6 +53,45 @@ def test_only_what_starts_the_server_says_so(tasklib: Run) -> None:
     tasklib("db", "start")
 
     assert "started" not in tasklib("ls").stderr
+
+
+def test_the_server_stays_while_worker_processes_come_and_go_and_ends_with_them(
+    project: Path,
+) -> None:
+    log = project / "log.txt"
+    app = "import tasklib\n@tasklib.task\ndef nothing(): ...\n"
+    (project / "app.py").write_text(app)
+    with log.open("wb") as stream:
+        command = subprocess.Popen(
+            [sys.executable, "-m", "tasklib.cli", "worker", "app", "--reload"],
+            cwd=project,
+            stdout=stream,
+            stderr=stream,
+        )
+
+    def has(text: str, times: int = 1) -> bool:
+        return log.read_text().count(text) >= times
+
+    try:
+        _until(lambda: has("takes tasks"))
+        (project / "app.py").write_text(app + "# changed\n")
+        _until(lambda: has("takes tasks", times=2))
+
+        assert log.read_text().count("started embedded PostgreSQL") == 1
+
+        command.terminate()
+        assert command.wait(60) == 0, log.read_text()
+        _until(lambda: Embedded(project).url() is None)
+    finally:
+        command.kill()
+        command.wait()
+
+
+def _until(is_so: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + 60
+    while not is_so():
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
 
 
 def test_a_server_is_started_looked_at_entered_and_stopped(tasklib: Run) -> None:

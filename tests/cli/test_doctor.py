@@ -288,3 +288,33 @@ def test_an_old_server_and_a_replica_need_action() -> None:
     levels = [found.level for found in _checks.CHECKS["server"](pretend(facts))]
 
     assert levels == ["ok", "act", "act", "act"]
+
+
+def test_ready_tasks_in_a_queue_that_nobody_takes_from_need_action(
+    cli: Cli, read: Read, conn: Connection[Any]
+) -> None:
+    def register(info: str | None) -> None:
+        conn.execute("select tasklib.register_worker('w', info => %s)", (info,))
+
+    register('{"queues": ["default", "sms"]}')
+    cli("enqueue", "app.mail", "-q", "mail")
+    cli("enqueue", "app.mail", "-q", "sms")
+
+    ((level, message),) = findings(read, "tasks", code=1)
+    assert (level, message.split(",")[0]) == ("act", "1 tasks are ready in queue mail")
+    (found,) = read("doctor", "--only", "tasks", code=1)["findings"]
+    assert "--queues mail" in found["advice"]
+
+    register('{"queues": ["mail"]}')
+    assert [level for level, _ in findings(read, "tasks", code=0)] == ["ok"]
+
+
+@pytest.mark.parametrize("info", [None, "{}", '{"queues": "all"}'])
+def test_a_worker_that_does_not_say_its_queues_may_take_from_any(
+    cli: Cli, read: Read, conn: Connection[Any], info: str | None
+) -> None:
+    conn.execute("""select tasklib.register_worker('w', info => '{"queues": ["default"]}')""")
+    conn.execute("select tasklib.register_worker('psql', info => %s)", (info,))
+    cli("enqueue", "app.mail", "-q", "mail")
+
+    assert [level for level, _ in findings(read, "tasks", code=0)] == ["ok"]

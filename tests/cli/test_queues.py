@@ -67,7 +67,7 @@ def test_workers_tells_the_lost_from_those_that_ended_in_order(
     conn.execute("select tasklib.tick()")
 
     assert read("workers") == []
-    assert "by-hand" not in cli("top").stdout
+    assert "by-hand" not in cli("top", "--every", "0.1s").stdout
     assert [row["status"] for row in read("workers", "--all")] == ["lost"]
 
 
@@ -76,7 +76,7 @@ def test_top_without_a_terminal_is_one_snapshot(cli: Cli, worker: Worker) -> Non
     worker.complete()
     cli("enqueue", "app.mail")
 
-    text = cli("top").stdout
+    text = cli("top", "--every", "0.1s").stdout
 
     assert "default" in text
     assert "by-hand" in text
@@ -84,4 +84,4 @@ def test_top_without_a_terminal_is_one_snapshot(cli: Cli, worker: Worker) -> Non
 
 
 def test_top_of_an_empty_database_says_so(cli: Cli) -> None:
-    assert "no worker" in cli("top").stdout
+    assert "no worker" in cli("top", "--every", "0.1s").stdout

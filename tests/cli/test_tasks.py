@@ -294,7 +294,7 @@ OBSERVER_OR_ADMIN = "tasklib_observer or tasklib_admin"
         ("queues resume mail", "tasklib_admin"),
         ("queues set mail", "tasklib_admin"),
         ("workers", OBSERVER_OR_ADMIN),
-        ("top --once", OBSERVER_OR_ADMIN),
+        ("top --once --every 0.1s", OBSERVER_OR_ADMIN),
     ],
 )
 def test_a_role_without_the_right_is_told_what_to_ask_for(

@@ -11,6 +11,7 @@ import sys
 import time
 from collections.abc import Callable, Generator
 from contextlib import suppress
+from pathlib import Path
 
 import pytest
 
@@ -106,6 +107,43 @@ def test_top_is_renewed_until_ctrl_c(cli: Cli, terminal: Open, worker: Worker) -
     live.process.send_signal(signal.SIGINT)
     live.read_until("never")
     assert live.process.wait(timeout=10) == 0
+
+
+def test_the_banner_fits_the_screen(
+    terminal: Open, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "many.py").write_text(
+        "import tasklib\nfor n in range(50):\n    tasklib.task(name=f'app.task{n}')(lambda: None)\n"
+    )
+    monkeypatch.chdir(tmp_path)
+
+    lines = terminal("worker", "many", "--drain").read_until("takes tasks").splitlines()
+
+    (first,) = [n for n, line in enumerate(lines) if line.startswith("  tasks ")]
+    assert lines[first + 1].startswith(" " * 15 + "app.task")
+    assert max(map(len, lines[: first + 5])) <= 100
+
+
+def test_a_drain_shows_how_far_it_is_and_prints_above_that(
+    cli: Cli, terminal: Open, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "app.py").write_text(
+        "import os, time, tasklib\n"
+        "@tasklib.task(name='app.hold')\n"
+        "def hold():\n"
+        "    print('held', flush=True)\n"
+        "    while not os.path.exists('go'):\n"
+        "        time.sleep(0.05)\n"
+    )
+    monkeypatch.chdir(tmp_path)
+    cli("enqueue", "app.hold")
+    screen = terminal("worker", "app", "--drain")
+
+    screen.read_until("0 completed, 1 in hand")
+    (tmp_path / "go").touch()
+
+    assert "done: 1 completed" in screen.read_until("never")
+    assert screen.process.wait(timeout=10) == 0
 
 
 def test_an_error_is_red_on_a_terminal(terminal: Open) -> None:

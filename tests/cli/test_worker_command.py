@@ -184,6 +184,30 @@ def test_json_logs_are_one_object_a_line(cli: Cli, start: Start) -> None:
     assert {"time", "level", "logger", "message"} <= set(lines[-1])
 
 
+def test_each_transition_is_one_line_with_the_ids(cli: Cli, start: Start) -> None:
+    task_id = cli("enqueue", "app.double", "n=1").stdout.strip()
+
+    log = ended(start("app", "--drain", "--log-format", "json", "-v"))
+
+    mine = [line for line in map(json.loads, log.splitlines()) if line.get("task_id") == task_id]
+    assert [line["message"] for line in mine] == ["app.double starts", "app.double completed"]
+    for line in mine:
+        ids = {key: line[key] for key in ("task_name", "attempt", "queue")}
+        assert ids == {"task_name": "app.double", "attempt": 1, "queue": "default"}
+        assert line["worker_id"]
+
+
+def test_failures_say_in_text_which_task_they_are_about(cli: Cli, start: Start) -> None:
+    task_id = cli("enqueue", "app.double", "n=one").stdout.strip()
+
+    log = ended(start("app", "--drain"))
+
+    (line,) = [line for line in log.splitlines() if task_id in line]
+    assert "attempt 1 of app.double failed: InvalidArguments" in line
+    assert line.endswith(f"(task_id={task_id}, attempt=1, queue=default)")
+    assert "one" not in line.replace(task_id, "").partition("InvalidArguments")[2]
+
+
 def test_sigterm_lets_running_tasks_end(cli: Cli, start: Start, conn: Connection[Any]) -> None:
     cli("enqueue", "other.wait", "seconds=1.0")
     worker = start("app:other", "--name", "the-one")

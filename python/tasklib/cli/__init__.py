@@ -1,75 +1,22 @@
-"""The command `tasklib`: parses, prints and exits; everything else is in the packages below."""
+"""The command `tasklib`: parses, prints and exits; everything else is in the packages below.
+
+``main`` is loaded when it is first used: the supervisor of worker processes is in here, too, and
+shall not carry what it does not need.
+"""
 
 from __future__ import annotations
 
-import click
+from typing import TYPE_CHECKING, Any
 
-from tasklib import __version__
-
-from . import db, doctor, queues, schema, tasks, top, worker
-from ._app import EXIT_CODES, Tasklib, with_examples
-from ._output import colours_wanted
-from ._session import Settings
-from .demo import command as demo_command
+if TYPE_CHECKING:
+    from ._main import main as main
 
 __all__ = ["main"]
 
 
-@click.group(
-    cls=Tasklib,
-    context_settings={
-        "auto_envvar_prefix": "TASKLIB",
-        "help_option_names": ["-h", "--help"],
-        "max_content_width": 100,
-    },
-    epilog=EXIT_CODES,
-)
-@click.option(
-    "--database-url",
-    metavar="URL",
-    # Config reads the environment; here it would count as if somebody had typed it.
-    allow_from_autoenv=False,
-    help="postgresql://user@host/database; goes before the environment.",
-)
-@click.version_option(__version__, prog_name="tasklib")
-@click.pass_context
-def main(context: click.Context, database_url: str | None) -> None:
-    """A durable task queue that lives inside PostgreSQL.
+def __getattr__(name: str) -> Any:
+    if name != "main":
+        raise AttributeError(f"module 'tasklib.cli' has no attribute {name!r}")
+    from ._main import main
 
-    The database is the one of --database-url, TASKLIB_DATABASE_URL, DATABASE_URL, or libpq's PG*
-    variables (when PGHOST or PGSERVICE is set). Without any of them a private server under
-    .tasklib/ in the project is used; TASKLIB_EMBEDDED=never refuses that.
-
-    Options of commands can stand in the environment, too, such as TASKLIB_WORKER_CONCURRENCY=8.
-
-    Examples:
-      tasklib demo
-      tasklib worker app.tasks --queues default,mail --concurrency 8
-      tasklib enqueue app.send_email to=a@b.c subject=Hi
-    """
-    context.obj = Settings(database_url)
-    # click strips colour where there is no terminal; NO_COLOR it does not know.
-    if not colours_wanted():
-        context.color = False
-
-
-for command in (
-    demo_command.demo,
-    worker.worker,
-    schema.migrate,
-    schema.sql,
-    db.db,
-    tasks.enqueue,
-    tasks.ls,
-    tasks.show,
-    tasks.retry,
-    tasks.cancel,
-    tasks.purge,
-    queues.queues,
-    queues.workers,
-    top.top,
-    doctor.doctor,
-):
-    main.add_command(command)
-
-with_examples(main)
+    return main

@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
-from typing import Literal
+from typing import Any, Literal
 
 from tasklib import _admin_calls, _migrate
+from tasklib._admin_calls import Record
 from tasklib.errors import NotInstalled, PermissionDenied
 
 from ._output import format_duration
@@ -235,6 +236,8 @@ def _workers(session: Session) -> Iterator[Finding]:
 
 def _tasks(session: Session) -> Iterator[Finding]:
     found = session.run(_admin_calls.stuck())
+    unasked = list(_unasked(session))
+    yield from unasked
     for row in found:
         yield Finding(
             "tasks",
@@ -242,8 +245,27 @@ def _tasks(session: Session) -> Iterator[Finding]:
             f"{row['tasks']} x {row['name']} in queue {row['queue']}: {row['reason']}",
             row["hint"],
         )
-    if not found:
+    if not found and not unasked:
         yield Finding("tasks", "ok", "every task is finished, running or waiting for its turn")
+
+
+def _unasked(session: Session) -> Iterator[Finding]:
+    """Find ready tasks in queues that no live worker takes from."""
+    alive = [row for row in session.run(_admin_calls.workers()) if row["status"] == "alive"]
+    infos: list[Record] = [row["info"] or {} for row in alive]
+    told: list[Any] = [info.get("queues") for info in infos]
+    if not alive or not all(isinstance(queues, list) for queues in told):
+        return  # the check of the workers says it, or they may take from any queue
+    asked = {str(queue) for queues in told for queue in queues}
+    for row in session.run(_admin_calls.queues()):
+        if row["ready"] and not row["paused"] and row["queue"] not in asked:
+            yield Finding(
+                "tasks",
+                "act",
+                f"{row['ready']} tasks are ready in queue {row['queue']}, "
+                "from which no live worker takes any",
+                f"Start one that does: tasklib worker MODULE --queues {row['queue']}.",
+            )
 
 
 def _queues(session: Session) -> Iterator[Finding]:

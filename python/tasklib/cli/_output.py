@@ -10,11 +10,12 @@ import sys
 from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
-from typing import TextIO
 from uuid import UUID
 
 import click
 from pydantic_core import to_jsonable_python
+
+from ._terminal import colours_wanted, on_terminal
 
 Row = Mapping[str, object]
 
@@ -25,22 +26,6 @@ STATE_COLOURS = {
     "failed": "red",
     "cancelled": "magenta",
 }
-
-
-def on_terminal() -> bool:
-    """Tell whether somebody looks at standard output while it is written."""
-    return sys.stdout.isatty() and os.environ.get("TERM") != "dumb"
-
-
-def colours_wanted() -> bool:
-    """Tell whether colour helps on standard output (https://no-color.org)."""
-    return colours_wanted_on(sys.stdout)
-
-
-def colours_wanted_on(stream: TextIO) -> bool:
-    """Tell whether colour helps on a stream."""
-    terminal = stream.isatty() and os.environ.get("TERM") != "dumb"
-    return terminal and not os.environ.get("NO_COLOR")
 
 
 def rich_installed() -> bool:
@@ -125,7 +110,7 @@ def format_duration(seconds: float) -> str:
 
 def _all_numbers(column: Sequence[object]) -> bool:
     return all(
-        value is None or (isinstance(value, int | float) and not isinstance(value, bool))
+        value in (None, "") or (isinstance(value, int | float) and not isinstance(value, bool))
         for value in column
     )
 

@@ -20,6 +20,7 @@ _UNITS = {
 }
 _PART = re.compile(r"(\d+(?:\.\d+)?)\s*(ms|s|min|m|h|d|w)")
 _NUMBER = re.compile(r"\d+(?:\.\d+)?")
+_SIZE = re.compile(r"(\d+(?:\.\d+)?)\s*([kmgt]?)(i?b?)", re.IGNORECASE)
 
 
 def duration(value: str | timedelta) -> timedelta:
@@ -50,6 +51,20 @@ def age(value: str | timedelta) -> timedelta:
 def seconds(value: str | float) -> float:
     """Read a length of time as seconds."""
     return value if isinstance(value, int | float) else duration(value).total_seconds()
+
+
+def size(value: str | int) -> int:
+    """Read a number of bytes such as ``500MiB``, ``500M`` (the same) or ``1.5GB`` (decimal)."""
+    if isinstance(value, int):
+        return value
+    found = _SIZE.fullmatch(value.strip())
+    bytes_ = 0
+    if found is not None:
+        base = 1000 if found[3].lower() == "b" else 1024
+        bytes_ = int(float(found[1]) * base ** " kmgt".index(found[2].lower() or " "))
+    if bytes_ < 1:
+        raise click.BadParameter(f"{value!r} is not a size; write 500MiB or 2GiB.")
+    return bytes_
 
 
 def parse_id(value: str | UUID) -> UUID:

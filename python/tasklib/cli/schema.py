@@ -8,6 +8,7 @@ from tasklib import _migrate
 from tasklib.config import resolve
 
 from ._app import pass_settings
+from ._progress import progress, say_to_stderr
 from ._session import Settings
 
 
@@ -23,7 +24,9 @@ def migrate(settings: Settings, plan: bool) -> None:
       tasklib migrate --plan
       tasklib --database-url postgresql://owner@db/app migrate
     """
-    names = _migrate.migrate(resolve(settings.config).conninfo, plan=plan)
+    conninfo = resolve(settings.config).conninfo
+    with progress(say_to_stderr, at_once=True) as show:
+        names = _migrate.migrate(conninfo, plan=plan, on_wait=show)
     for name in names:
         click.echo(f"{'would apply' if plan else 'applied'} {name}")
     if not names:

@@ -19,6 +19,7 @@ from tasklib.models import NewTask, Options, Task
 from ._app import FAILED, Refusal, pass_settings
 from ._describe import describe, note_on
 from ._output import print_json, print_rows
+from ._progress import progress, say_to_stderr
 from ._session import ADMIN, PRODUCER, Session, Settings
 from ._types import age, parse_id, parse_object, parse_pairs, seconds
 
@@ -200,11 +201,10 @@ def purge(settings: Settings, older_than: timedelta, state: str | None) -> None:
       tasklib purge --older-than 30d --state completed
     """
     total = 0
-    with settings.session(ADMIN) as session:
+    with settings.session(ADMIN) as session, progress(say_to_stderr) as show:
         while deleted := session.run(_admin_calls.purge(older_than, state, PURGE_ROWS)):
             total += deleted
-            if total % (10 * PURGE_ROWS) == 0:
-                click.echo(f"{total} tasks deleted so far", err=True)
+            show(f"{total:,} tasks deleted so far")
     click.echo(f"{total} tasks deleted")
 
 

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import os
+import signal
+import sys
 from collections.abc import Mapping
 from typing import Any
 
@@ -14,12 +17,19 @@ from tasklib import _admin_calls
 from tasklib.config import Config
 
 from ._app import pass_settings
+from ._children import this_command
 from ._logging import FORMATS, LEVELS, set_up_logging
 from ._session import WORKER, Settings, connect, needing
+from ._supervised import find_supervisor
 from ._targets import load
-from ._types import names, seconds
+from ._terminal import columns, is_terminal
+from ._types import names, seconds, size
+from ._working import AGAIN, execute_again, run
+from .supervisor import Plan, become_supervisor
 
 logger = logging.getLogger("tasklib.cli")
+
+NO_EDGE = 1_000_000
 
 
 @click.command(short_help="Run tasks.")
@@ -37,9 +47,29 @@ logger = logging.getLogger("tasklib.cli")
     type=click.IntRange(1),
     default=1,
     show_default=True,
-    help="How many tasks run at a time.",
+    help="How many tasks run at a time in each process.",
+)
+@click.option(
+    "--processes",
+    type=click.IntRange(1),
+    default=1,
+    show_default=True,
+    help="How many processes; one that dies is replaced.",
 )
 @click.option("--drain", is_flag=True, help="Exit when nothing is left to do.")
+@click.option("--reload", is_flag=True, help="Start anew when a .py file changes.")
+@click.option(
+    "--max-tasks",
+    type=click.IntRange(1),
+    metavar="COUNT",
+    help="Replace a process after so many attempts.",
+)
+@click.option(
+    "--max-memory",
+    type=size,
+    metavar="SIZE",
+    help="Replace a process that has grown beyond it, between tasks: 500MiB.",
+)
 @click.option(
     "--poll-interval",
     type=seconds,
@@ -64,7 +94,10 @@ def worker(
     settings: Settings,
     targets: tuple[str, ...],
     queues: list[str] | None,
+    processes: int,
+    reload: bool,
     no_listen: bool,
+    name: str | None,
     log_level: str,
     log_format: str,
     verbose: int,
@@ -76,30 +109,66 @@ def worker(
     once, and other workers take over what was running.
 
     Examples:
-      tasklib worker app.tasks -q default,mail -c 8
+      tasklib worker app.tasks -q default,mail -c 8 --processes 2
       tasklib worker app.tasks:queue --drain
+      tasklib worker app.tasks --reload
     """
-    set_up_logging(level=log_level, style=log_format, verbose=verbose)
-    registry, config = load(targets)
+    if reload and options["drain"]:
+        raise click.UsageError("--reload goes on until it is stopped, --drain does not.")
+    supervisor = find_supervisor()
+    if supervisor is None and (processes > 1 or reload):
+        plan = Plan(this_command(), processes, drains=options["drain"], reloads=reload)
+        become_supervisor(plan, level="debug" if verbose else log_level, style=log_format)
+    number = supervisor.number if supervisor and processes > 1 else None
+    set_up_logging(level=log_level, style=log_format, verbose=verbose, process=number)
+    try:
+        registry, config = load(targets)
+    finally:
+        if supervisor and reload:
+            supervisor.tell_sources()
     if settings.database_url:
         config = settings.config
         tasklib.init(config)  # tasks that enqueue others shall find the same database
     if no_listen:
         config = config.model_copy(update={"listen": False})
+    if supervisor and config.is_memory:
+        raise click.UsageError("memory:// belongs to one process: not with --processes, --reload.")
+    if options["shutdown_timeout"] is None:
+        options["shutdown_timeout"] = config.shutdown_timeout_seconds
     queues = queues or registry.queues()
-    made = tasklib.TaskWorker(config, registry=registry, queues=queues, **options)
-    _greet(
-        {
-            "version": tasklib.__version__,
-            "server": _server(config),
-            "queues": ", ".join(queues),
-            "concurrency": options["concurrency"],
-            "tasks": ", ".join(sorted(registry.tasks)),
-        },
-        as_json=log_format == "json",
+    made = tasklib.TaskWorker(
+        config,
+        registry=registry,
+        queues=queues,
+        name=f"{name}-{number}" if name and number else name,
+        handle_signals=supervisor is None,
+        on_start=(lambda: supervisor.tell("ready")) if supervisor else None,
+        **options,
     )
-    with needing(WORKER):
-        asyncio.run(made.run())
+    server = _server(config)
+    if supervisor:
+        supervisor.patience = options["shutdown_timeout"]
+        if config.is_embedded:
+            supervisor.tell_locks()
+    if supervisor.is_first if supervisor else not os.environ.pop(AGAIN, None):
+        _greet(
+            {
+                "version": tasklib.__version__,
+                "server": server,
+                "queues": ", ".join(queues),
+                "concurrency": options["concurrency"],
+                "processes": processes,
+                "tasks": ", ".join(sorted(registry.tasks)),
+            },
+            as_json=log_format == "json",
+        )
+    try:
+        with needing(WORKER):
+            asyncio.run(run(made, supervisor, shows_progress=options["drain"]))
+    except asyncio.CancelledError:
+        raise SystemExit(128 + signal.SIGTERM) from None
+    if made.wants_replacement:
+        supervisor.tell("again") if supervisor else execute_again()
 
 
 def _server(config: Config) -> str:
@@ -116,5 +185,7 @@ def _greet(facts: Mapping[str, object], *, as_json: bool) -> None:
         logger.info("worker starting", extra=dict(facts))
     else:
         click.echo(f"TaskLib {facts['version']} worker", err=True)
-        for name in ("server", "queues", "concurrency", "tasks"):
-            click.echo(f"  {name:<12} {facts[name]}", err=True)
+        width = columns(sys.stderr) if is_terminal(sys.stderr) else NO_EDGE
+        for name in ("server", "queues", "concurrency", "processes", "tasks"):
+            begin = f"  {name:<12} "
+            click.echo(click.wrap_text(str(facts[name]), width, begin, " " * 15), err=True)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import psycopg
@@ -39,6 +40,9 @@ class Settings:
     name: str
     shutdown_timeout: float
     drain: bool
+    max_tasks: int | None = None
+    max_memory: int | None = None
+    on_start: Callable[[], object] | None = None
 
 
 class Unregistered(Exception):

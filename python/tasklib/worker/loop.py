@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 import socket
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 
 from tasklib._default import adopt, database
 from tasklib.config import Config
@@ -32,6 +32,9 @@ class TaskWorker:
         shutdown_timeout: Seconds that running tasks get after `stop`; None is the configuration's.
         drain: End when nothing is due any more.
         handle_signals: Let SIGTERM and SIGINT stop the worker; a second one makes it leave at once.
+        max_tasks: End for a fresh worker to take over after so many attempts.
+        max_memory: The same when this process occupies more than so many bytes; seen between tasks.
+        on_start: Called once, when the database knows the worker.
 
     Attributes:
         stats: What it did so far.
@@ -49,7 +52,13 @@ class TaskWorker:
         shutdown_timeout: float | None = None,
         drain: bool = False,
         handle_signals: bool = True,
+        max_tasks: int | None = None,
+        max_memory: int | None = None,
+        on_start: Callable[[], object] | None = None,
     ) -> None:
+        for name_of, limit in (("max_tasks", max_tasks), ("max_memory", max_memory)):
+            if limit is not None and limit < 1:
+                raise ConfigurationError(f"{name_of}={limit!r}: it is above 0, or left out")
         if not (concurrency >= 1 and poll_interval > 0):
             raise ConfigurationError(
                 f"concurrency={concurrency!r}, poll_interval={poll_interval!r}: both are above 0"
@@ -74,12 +83,21 @@ class TaskWorker:
             name=name or f"{socket.gethostname()}:{os.getpid()}",
             shutdown_timeout=self.config.shutdown_timeout_seconds if timeout is None else timeout,
             drain=drain,
+            max_tasks=max_tasks,
+            max_memory=max_memory,
+            on_start=on_start,
         )
         self._handle_signals = handle_signals
         self._loop: asyncio.AbstractEventLoop | None = None
         self._shift: Shift | None = None
         self._is_stopping = False
         self._ended = asyncio.Event()
+
+    @property
+    def wants_replacement(self) -> bool:
+        """Whether `run` ended by itself, for a fresh process to go on with what is left."""
+        shift = self._shift
+        return shift is not None and shift.limits.reached is not None and not self._is_stopping
 
     async def run(self) -> None:
         """Work until `stop`, a signal, or, with ``drain``, until nothing is due.

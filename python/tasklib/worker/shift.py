@@ -17,6 +17,7 @@ from tasklib.worker.execute import Executor
 from tasklib.worker.fetch import Fetcher, Settings, Unregistered
 from tasklib.worker.finish import Finisher, WorkerStats
 from tasklib.worker.keeper import Keeper
+from tasklib.worker.limits import Limits
 from tasklib.worker.link import Link, is_infrastructure
 from tasklib.worker.outcome import Outcome
 from tasklib.worker.pace import LOOKAHEAD_SECONDS, Load
@@ -39,7 +40,9 @@ class Shift:
     """The state of a running worker; made inside its event loop."""
 
     def __init__(self, settings: Settings, stats: WorkerStats) -> None:
+        self.limits = Limits(settings.max_tasks, settings.max_memory)
         self._settings = settings
+        self._stats = stats
         self._loop = asyncio.get_running_loop()
         self._wake = asyncio.Event()
         self._link = Link(
@@ -76,6 +79,8 @@ class Shift:
         try:
             await self._fetcher.register(START_SECONDS)
             await self._keeper.start()
+            if self._settings.on_start is not None:
+                self._settings.on_start()
             await self._listen()
             while not self._is_over():
                 self._wake.clear()
@@ -121,7 +126,9 @@ class Shift:
         slots = self._settings.concurrency
         target = slots + self._ahead_allowed()
         room = target - len(self._busy) - len(self._ahead)
-        return 0 if self._ahead and room * 2 < target else max(0, room)
+        if self._ahead and room * 2 < target:
+            return 0
+        return max(0, min(room, self.limits.left(self._stats.claimed)))
 
     def _ahead_allowed(self) -> int:
         ahead = self._load.ahead(self._settings.concurrency)
@@ -244,9 +251,10 @@ class Shift:
         self._pulse = self._loop.call_later(PULSE_SECONDS, self._beat) if running else None
 
     def _is_over(self) -> bool:
+        self.limits.look(self._stats.claimed)
         if self._finisher or self._ahead or any(not run.is_settled for run in self._busy):
             return False
-        return self._stopping or self._fetcher.is_dry
+        return self._stopping or self._fetcher.is_dry or self.limits.reached is not None
 
     def _give_back_ahead(self) -> None:
         while self._ahead:

@@ -9,7 +9,8 @@ from typing import Protocol
 
 import click
 
-from .._output import colours_wanted, rich_installed
+from .._output import rich_installed
+from .._terminal import colours_wanted
 from .store import Depth
 
 
