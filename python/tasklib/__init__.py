@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from tasklib._default import aget_task as aget_task
     from tasklib._default import alist_tasks as alist_tasks
     from tasklib._default import aretry_task as aretry_task
+    from tasklib._default import around as around
     from tasklib._default import cancel_task as cancel_task
     from tasklib._default import close as close
     from tasklib._default import get_result as get_result
@@ -67,8 +68,8 @@ if TYPE_CHECKING:
 
 _MODULES = {
     "_default": (
-        "acancel_task aget_task alist_tasks aretry_task cancel_task close get_result get_task init "
-        "list_tasks migrate retry_task submit_task task wait_result"
+        "acancel_task aget_task alist_tasks aretry_task around cancel_task close get_result "
+        "get_task init list_tasks migrate retry_task submit_task task wait_result"
     ),
     "client": "SyncTaskQueue TaskQueue",
     "config": "Config",

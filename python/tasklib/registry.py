@@ -13,12 +13,14 @@ from typing_extensions import Unpack
 
 from tasklib._arguments import Arguments, json_object
 from tasklib._functions import check_function, origin, task_name
+from tasklib._hooks import Around, Hook, as_hook
 from tasklib._options import checked, merged
 from tasklib.errors import ConfigurationError, InvalidArguments, TaskNotRegistered
 from tasklib.models import Backoff, NewTask, Options
 
 P = ParamSpec("P")
 R = TypeVar("R")
+A = TypeVar("A", bound=Around)
 
 Exceptions = type[BaseException] | tuple[type[BaseException], ...]
 
@@ -163,10 +165,11 @@ class CallOptions(TypedDict, total=False):
 
 
 class Registry:
-    """Tasks by name."""
+    """Tasks by name, and what goes around them."""
 
     def __init__(self, submitter: Submitter | None = None) -> None:
         self.tasks: dict[str, TaskFunction[..., Any]] = {}
+        self.hooks: list[Hook] = []
         self._submitter = submitter
 
     @property
@@ -207,6 +210,25 @@ class Registry:
             return made
 
         return decorate if func is None else decorate(func)
+
+    def around(self, hook: A, /) -> A:
+        """Put a context manager around every attempt of every task here; as a decorator.
+
+        It is entered in the thread and context of the task, just before the function is called,
+        and left when that has ended; several are nested in the order they were given in. It sees
+        the exception that the function raised. One that it raises itself ends the attempt as the
+        task's own would.
+
+        Args:
+            hook: A function that takes the `tasklib.CurrentTask`: a generator function with one
+                ``yield``, or one that returns a context manager. An async one goes around async
+                tasks only.
+
+        Raises:
+            ConfigurationError: It cannot make a context manager.
+        """
+        self.hooks.append(as_hook(hook))
+        return hook
 
     def resolve(self, task: object) -> TaskFunction[..., Any]:
         """Return the task for a task or the name of one.

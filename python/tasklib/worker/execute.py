@@ -12,6 +12,7 @@ from tasklib.errors import InvalidArguments, InvalidResult
 from tasklib.registry import Registry, TaskFunction
 from tasklib.worker import outcome as ends
 from tasklib.worker.context import Run, enter
+from tasklib.worker.hooks import body
 from tasklib.worker.outcome import Outcome
 from tasklib.worker.threads import Threads
 
@@ -80,7 +81,7 @@ class Executor:
         self, run: Run, task: TaskFunction[..., Any], kwargs: dict[str, Any]
     ) -> None:
         try:
-            end = ends.completed(task.arguments.dump_result(await task.func(**kwargs)))
+            end = ends.completed(task.arguments.dump_result(await body(task)(**kwargs)))
         except asyncio.CancelledError as error:
             end = _interrupted(run) or ends.raised(error, task)
         except InvalidResult as error:
@@ -91,7 +92,7 @@ class Executor:
 
     def _run_sync(self, run: Run, task: TaskFunction[..., Any], kwargs: dict[str, Any]) -> None:
         try:
-            end = ends.completed(task.arguments.dump_result(task.func(**kwargs)))
+            end = ends.completed(task.arguments.dump_result(body(task)(**kwargs)))
         except InvalidResult as error:
             end = ends.impossible(error)
         except BaseException as error:  # SystemExit in a task ends the task, not the worker
