@@ -48,6 +48,7 @@ if TYPE_CHECKING:
     from tasklib.errors import MigrationError as MigrationError
     from tasklib.errors import NotInstalled as NotInstalled
     from tasklib.errors import NotInTask as NotInTask
+    from tasklib.errors import NoTransaction as NoTransaction
     from tasklib.errors import PermissionDenied as PermissionDenied
     from tasklib.errors import Retry as Retry
     from tasklib.errors import Snooze as Snooze
@@ -76,8 +77,9 @@ _MODULES = {
     "errors": (
         "AlreadyFinished Cancel ConfigurationError DatabaseUnavailable EventLoopRunning "
         "InvalidArguments InvalidResult InvalidState LeaseLost LimitExceeded MigrationError "
-        "NotInTask NotInstalled PermissionDenied Retry Snooze TaskCancelled TaskLibError "
-        "TaskNotFound TaskNotRegistered UniqueKeyHeld WorkerNotRegistered WrongIsolation"
+        "NoTransaction NotInTask NotInstalled PermissionDenied Retry Snooze TaskCancelled "
+        "TaskLibError TaskNotFound TaskNotRegistered UniqueKeyHeld WorkerNotRegistered "
+        "WrongIsolation"
     ),
     "models": "Backoff Task TaskResult",
     "registry": "TaskFunction",

@@ -29,7 +29,8 @@ class TaskOptions(TypedDict, total=False):
     """What ``@task`` takes; ``None`` leaves an option to the configuration of the worker.
 
     ``max_retries`` are attempts after the first; ``timeout_seconds`` ends an attempt; ``retry_for``
-    names the only exceptions that are retried, ``give_up_on`` those that never are.
+    names the only exceptions that are retried, ``give_up_on`` those that never are;
+    ``transactional`` gives the task a connection whose transaction also completes it.
     """
 
     name: str | None
@@ -42,6 +43,7 @@ class TaskOptions(TypedDict, total=False):
     retry_for: Exceptions | None
     give_up_on: Exceptions | None
     isolation: Literal["thread"]
+    transactional: bool
 
 
 class Submitter(Protocol):
@@ -64,6 +66,7 @@ class TaskFunction(Generic[P, R]):
         defaults: The decorator's options, which every worker stores in the database.
         retry_for: When given, the only exceptions that are retried.
         give_up_on: Exceptions that fail the task for good.
+        is_transactional: Whether the task's own transaction completes it.
     """
 
     __name__: str
@@ -84,6 +87,7 @@ class TaskFunction(Generic[P, R]):
         self.max_crashes: int | None = None
         self.retry_for: tuple[type[BaseException], ...] = (BaseException,)
         self.give_up_on: tuple[type[BaseException], ...] = ()
+        self.is_transactional = False
         self.is_async = inspect.iscoroutinefunction(func)
         self.arguments = Arguments(func, name, localns)
         self._call = Options()
@@ -282,7 +286,7 @@ default_registry = Registry()
 """What ``@tasklib.task`` adds to."""
 
 
-_LATER = {"isolation": ("thread",), "transactional": (False,)}
+_LATER = {"isolation": ("thread",)}
 
 
 def _made(
@@ -295,10 +299,12 @@ def _made(
     retry_for = _exceptions(name, options.pop("retry_for", None))
     give_up_on = _exceptions(name, options.pop("give_up_on", None))
     max_crashes = _crashes(name, options.pop("max_crashes", None))
+    transactional = _transactional(name, options)
     made = TaskFunction(registry, func, name, _defaults(name, options), localns)
     made.max_crashes = max_crashes
     made.retry_for = retry_for or made.retry_for
     made.give_up_on = give_up_on or ()
+    made.is_transactional = transactional
     return made
 
 
@@ -316,6 +322,18 @@ def _exceptions(name: str, given: object) -> tuple[type[BaseException], ...] | N
 def _crashes(name: str, given: Any) -> int | None:
     if given is not None and (type(given) is not int or not 1 <= given <= 1000):
         raise ConfigurationError(f"{name}: max_crashes={given!r} is not 1 to 1000")
+    return given
+
+
+def _transactional(name: str, options: dict[str, Any]) -> bool:
+    given = options.pop("transactional", False)
+    if type(given) is not bool:
+        raise ConfigurationError(f"{name}: transactional={given!r} is not True or False")
+    if given and options.get("isolation") == "process":
+        raise ConfigurationError(
+            f"{name}: a task in a process of its own cannot be transactional",
+            hint="A connection does not go over to another process: leave out one of the two.",
+        )
     return given
 
 

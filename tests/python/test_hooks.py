@@ -77,17 +77,12 @@ def test_a_hook_shares_thread_and_context_with_the_task(
     def body() -> bool:
         return trace.get() == f"t1 in {threading.get_ident()}"
 
-    if is_async:
+    async def awork() -> bool:
+        await asyncio.sleep(0)
+        return body()
 
-        async def work() -> bool:
-            await asyncio.sleep(0)
-            return body()
-    else:
-
-        def work() -> bool:
-            return body()
-
-    task_id = queue.enqueue(queue.task(work).options(headers={"trace": "t1"}))
+    task: Any = queue.task(awork if is_async else body)
+    task_id = queue.enqueue(task.options(headers={"trace": "t1"}))
     drain(queue)
 
     assert read(queue, task_id).result == {"value": True}
@@ -119,16 +114,14 @@ def test_a_hook_sees_the_exception_and_cannot_keep_it(
         except ValueError as error:
             seen.append(f"inner sees {error}")
 
-    if is_async:
+    def boom() -> None:
+        raise ValueError("no luck")
 
-        async def boom() -> None:
-            raise ValueError("no luck")
-    else:
+    async def aboom() -> None:
+        boom()
 
-        def boom() -> None:
-            raise ValueError("no luck")
-
-    task_id = queue.enqueue(queue.task(boom))
+    boom_task: Any = queue.task(aboom if is_async else boom)
+    task_id = queue.enqueue(boom_task)
     drain(queue)
 
     task = read(queue, task_id)

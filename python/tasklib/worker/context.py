@@ -7,12 +7,15 @@ import math
 from collections.abc import Mapping
 from contextvars import ContextVar
 from dataclasses import dataclass, field
-from typing import Any, Literal, cast
+from typing import TYPE_CHECKING, Any, Literal, cast
 from uuid import UUID
 
 from tasklib._calls import decoded
-from tasklib.errors import InvalidArguments, NotInTask
+from tasklib.errors import InvalidArguments, NotInTask, NoTransaction
 from tasklib.models import Claimed
+
+if TYPE_CHECKING:
+    from tasklib.worker.sessions import Hold
 
 StopReason = Literal["cancel", "timeout", "lost", "shutdown"]
 
@@ -29,6 +32,7 @@ class Run:
         progress: What was last reported and not yet stored.
         handle: The asyncio task that runs it, when it is async.
         timer: What ends it at its timeout.
+        hold: The connection of its transaction, while it has one.
         started: The loop's time when it was claimed; once it has begun, when it did.
     """
 
@@ -39,6 +43,7 @@ class Run:
     progress: tuple[float, str | None] | None = None
     handle: asyncio.Task[None] | None = None
     timer: asyncio.TimerHandle | None = None
+    hold: Hold | None = None
     started: float = field(default=0.0)
 
     @property
@@ -86,6 +91,11 @@ class CurrentTask:
         return self._run.claimed.attempt
 
     @property
+    def worker_id(self) -> UUID:
+        """The registration that holds the lease: what `tasklib.complete` in SQL wants to know."""
+        return self._run.worker_id
+
+    @property
     def retry_count(self) -> int:
         """How many attempts were charged before this one."""
         return self._run.claimed.retry_count
@@ -112,6 +122,23 @@ class CurrentTask:
         An async task is interrupted by itself; a sync one looks here from time to time.
         """
         return self._run.stop_reason is not None
+
+    @property
+    def connection(self) -> Any:
+        """The connection whose transaction completes this task, until the function returns.
+
+        A `psycopg.Connection` for sync tasks, a `psycopg.AsyncConnection` for async ones.
+
+        Raises:
+            NoTransaction: The task is not transactional, or its function has returned.
+        """
+        hold = self._run.hold
+        if hold is None:
+            raise NoTransaction(
+                f"{self.name} has no transaction",
+                hint="Only @task(transactional=True) has one, in a worker, and until it returns.",
+            )
+        return hold.connection
 
     def progress(self, fraction: float, text: str | None = None) -> None:
         """Report how far the task is; stored within a second, without waiting for it.

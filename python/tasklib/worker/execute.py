@@ -15,17 +15,19 @@ from tasklib.worker.context import Run, enter
 from tasklib.worker.hooks import body
 from tasklib.worker.outcome import Outcome
 from tasklib.worker.threads import Threads
+from tasklib.worker.transactional import Transactions
 
 GRACE_SECONDS = 5.0
 
 
 class Executor:
-    """Starts runs and reports their ends; nothing here touches the database.
+    """Starts runs and reports their ends; nothing but ``transactions`` touches the database.
 
     Args:
         registry: The functions.
         settle: Called once for each run, on the loop, when its outcome is decided.
         free: Called once for each run, on the loop, when nothing of it runs any more.
+        transactions: What runs transactional tasks.
     """
 
     def __init__(
@@ -33,10 +35,12 @@ class Executor:
         registry: Registry,
         settle: Callable[[Run, Outcome], None],
         free: Callable[[Run], None],
+        transactions: Transactions | None = None,
     ) -> None:
         self._registry = registry
         self._settle = settle
         self._free = free
+        self._transactions = transactions
         self._threads = Threads("tasklib-task")
         self._loop = asyncio.get_running_loop()
 
@@ -72,16 +76,24 @@ class Executor:
         """Make an async run end; a sync one looks at ``current_task().cancelled``."""
         if run.handle is not None:
             run.handle.cancel()
+        elif run.hold is not None and run.stop_reason in ("lost", "shutdown"):
+            run.hold.cut()
 
     def close(self) -> None:
         """Let the threads end."""
         self._threads.close()
+        if self._transactions is not None:
+            self._transactions.close()
 
     async def _run_async(
         self, run: Run, task: TaskFunction[..., Any], kwargs: dict[str, Any]
     ) -> None:
         try:
-            end = ends.completed(task.arguments.dump_result(await body(task)(**kwargs)))
+            if task.is_transactional:
+                assert self._transactions is not None
+                end = await self._transactions.arun(run, task, kwargs)
+            else:
+                end = ends.completed(task.arguments.dump_result(await body(task)(**kwargs)))
         except asyncio.CancelledError as error:
             end = _interrupted(run) or ends.raised(error, task)
         except InvalidResult as error:
@@ -92,7 +104,11 @@ class Executor:
 
     def _run_sync(self, run: Run, task: TaskFunction[..., Any], kwargs: dict[str, Any]) -> None:
         try:
-            end = ends.completed(task.arguments.dump_result(body(task)(**kwargs)))
+            if task.is_transactional:
+                assert self._transactions is not None
+                end = self._transactions.run(run, task, kwargs)
+            else:
+                end = ends.completed(task.arguments.dump_result(body(task)(**kwargs)))
         except InvalidResult as error:
             end = ends.impossible(error)
         except BaseException as error:  # SystemExit in a task ends the task, not the worker
@@ -105,14 +121,16 @@ class Executor:
         run.stop_reason = run.stop_reason or "timeout"
         if not is_async:
             # A thread cannot be ended: the attempt has failed, the slot is free when it returns.
-            self._settle(run, ends.timed_out(run.claimed.timeout_seconds))
+            self._give_up(run)
             return
         self.interrupt(run)
         # Its clean-up may take a moment; code that swallows the cancellation gets no more.
-        seconds = run.claimed.timeout_seconds
-        run.timer = self._loop.call_later(
-            GRACE_SECONDS, lambda: self._settle(run, ends.timed_out(seconds))
-        )
+        run.timer = self._loop.call_later(GRACE_SECONDS, self._give_up, run)
+
+    def _give_up(self, run: Run) -> None:
+        self._settle(run, ends.timed_out(run.claimed.timeout_seconds))
+        if run.hold is not None:
+            run.hold.cut()
 
     def _end_unbegun(self, run: Run, handle: asyncio.Task[None]) -> None:
         # Interrupted before its first step, it had no chance to say so itself.
@@ -126,7 +144,7 @@ class Executor:
     def _end(self, run: Run, end: Outcome) -> None:
         if run.timer is not None:
             run.timer.cancel()
-        if run.stop_reason == "timeout":
+        if run.stop_reason == "timeout" and not end.answer:
             end = ends.timed_out(run.claimed.timeout_seconds)
         self._settle(run, end)
         self._free(run)

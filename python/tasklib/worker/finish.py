@@ -67,7 +67,8 @@ class Finisher:
         batch = self._taken()
         by_worker: dict[object, list[Ended]] = {}
         for ended in batch:
-            by_worker.setdefault(ended[0].worker_id, []).append(ended)
+            if not ended[1].answer:
+                by_worker.setdefault(ended[0].worker_id, []).append(ended)
         try:
             for group in by_worker.values():
                 statuses = await self._send(group)
@@ -77,6 +78,9 @@ class Finisher:
             # Leaving in the middle: nothing may be forgotten; what was stored answers `already`.
             self._ended[:0] = batch
             raise
+        for run, outcome in batch:
+            if outcome.answer:
+                self._note(run, outcome, outcome.answer)
         return [run for run, _ in batch]
 
     def _taken(self) -> list[Ended]:

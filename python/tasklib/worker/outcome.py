@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from tasklib.errors import Cancel, InvalidArguments, InvalidResult, Retry, Snooze
+from tasklib.errors import Cancel, InvalidArguments, InvalidResult, NoTransaction, Retry, Snooze
 from tasklib.registry import TaskFunction
 
 MAX_ERROR_BYTES = 64_000
@@ -27,11 +27,13 @@ class Outcome:
         state: The kind of end.
         text: The element of ``outcomes``.
         reason: The class of the error, or what happened; never a message, which may quote data.
+        answer: The status, when the database has said it already: nothing is sent then.
     """
 
     state: State
     text: str
     reason: str = ""
+    answer: str = ""
 
 
 RELEASED = Outcome("released", '{"state": "released"}')
@@ -88,7 +90,7 @@ def raised(error: BaseException, task: TaskFunction[..., object]) -> Outcome:
     return failed(explained(error), reason, retry=task.may_retry(error))
 
 
-def impossible(error: InvalidArguments | InvalidResult) -> Outcome:
+def impossible(error: InvalidArguments | InvalidResult | NoTransaction) -> Outcome:
     """Stored arguments do not fit, or the result cannot be stored: another try changes nothing."""
     name = type(error).__name__
     return failed(f"{name}: {error}", name, retry=False)

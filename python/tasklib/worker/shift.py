@@ -23,6 +23,7 @@ from tasklib.worker.link import Link, is_infrastructure
 from tasklib.worker.listen import Listener
 from tasklib.worker.outcome import Outcome
 from tasklib.worker.pace import LOOKAHEAD_SECONDS, Durations
+from tasklib.worker.transactional import Transactions
 
 log = logging.getLogger("tasklib.worker")
 
@@ -42,7 +43,9 @@ class Shift:
         self._wake = asyncio.Event()
         self._link = Link(settings.config, "tasklib worker")
         self._board = Board()
-        self._executor = Executor(settings.registry, self._settle, self._free)
+        self._executor = Executor(
+            settings.registry, self._settle, self._free, Transactions(settings.config)
+        )
         self._finisher = Finisher(self._link, stats)
         self._listener = Listener(settings.config, self._on_notification)
         self._heartbeat = Heartbeat(
