@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import time
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import AsyncGenerator, Awaitable, Callable, Generator, Iterator
 from typing import Any
 from uuid import UUID
 
@@ -17,9 +18,13 @@ import tasklib
 from tasklib import (
     ConfigurationError,
     CurrentTask,
+    DatabaseUnavailable,
     NoTransaction,
     SyncTaskQueue,
     TaskQueue,
+    _calls,
+    _connections,
+    _worker_calls,
     current_task,
 )
 from tasklib._calls import Call
@@ -224,10 +229,8 @@ def test_an_error_of_sql_that_was_swallowed_fails_the_attempt(
 ) -> None:
     async def body(execute: Any) -> None:
         await credit(execute)
-        try:
+        with contextlib.suppress(psycopg.Error):
             await execute(statement)
-        except psycopg.Error:
-            pass
 
     task_id = queue.enqueue(transactional(queue, kind, body))
     drain(queue)
@@ -342,6 +345,50 @@ def test_a_statement_that_runs_at_the_timeout_is_ended(
 
     drained(queue, drain, 2)
     assert effects() == [2]
+
+
+def test_a_commit_that_runs_at_the_timeout_is_ended(
+    queue: SyncTaskQueue, drain: Any, kind: str, effects: Effects, conn: Any
+) -> None:
+    conn.execute(
+        """
+        create function wait() returns trigger language plpgsql as $$
+        begin
+          perform pg_sleep(case when nextval('chance') = 1 then 60 else 0 end);
+          return null;
+        end $$;
+        create constraint trigger wait after insert on effect deferrable initially deferred
+          for each row execute function wait()
+        """
+    )
+    task_id = queue.enqueue(transactional(queue, kind, credit, timeout_seconds=0.5))
+    began = time.monotonic()
+    drain(queue)
+    assert time.monotonic() - began < 10
+    task = read(queue, task_id)
+    assert (task.state, effects()) == ("failed", [])
+    assert "TimeoutError" in (task.error or "")
+
+    drained(queue, drain, 2)
+    assert effects() == [2]
+
+
+def test_a_timeout_after_the_commit_changes_nothing(
+    queue: SyncTaskQueue, drain: Any, effects: Effects, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    leave = psycopg.AsyncTransaction.__aexit__
+
+    async def slow(self: Any, *raised: Any) -> bool:
+        answer = await leave(self, *raised)
+        await asyncio.sleep(60)
+        return answer
+
+    monkeypatch.setattr(psycopg.AsyncTransaction, "__aexit__", slow)
+    task_id = queue.enqueue(transactional(queue, "async", credit, timeout_seconds=0.5))
+    stats = drain(queue)
+
+    assert (read(queue, task_id).state, effects()) == ("completed", [1])
+    assert (stats.completed, stats.failed, stats.lost) == (1, 0, 0)
 
 
 def test_a_thread_that_goes_on_after_its_timeout_cannot_write(
@@ -570,23 +617,21 @@ def test_a_broken_session_is_replaced_and_a_sound_one_is_kept(
     assert len(pids) == 5
     assert len({*pids[:3]}) == len({*pids[3:]}) == 1
     assert len({*pids}) == 2
-    left = conn.execute(
-        "select count(*) from pg_stat_activity where application_name = 'tasklib task' "
+    deadline = time.monotonic() + 10
+    while conn.execute(
+        "select from pg_stat_activity where application_name = 'tasklib task' "
         "and datname = current_database()"
-    ).fetchone()
-    assert left == (0,)
+    ).fetchall():
+        assert time.monotonic() < deadline
 
 
-def test_a_task_waits_for_its_connection(
-    queue: SyncTaskQueue, drain: Any, kind: str, effects: Effects, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    from tasklib import DatabaseUnavailable, _connections
-
+def refuse_connections(monkeypatch: pytest.MonkeyPatch, times: int) -> list[int]:
+    """Let tasks get no connection for so many times; return a list that grows with each."""
     refused: list[int] = []
     connect, aconnect = _connections.connect, _connections.aconnect
 
     def refuse(name: str) -> None:
-        if name == "tasklib task" and len(refused) < 2:
+        if name == "tasklib task" and len(refused) < times:
             refused.append(1)
             raise DatabaseUnavailable("too many connections")
 
@@ -600,11 +645,53 @@ def test_a_task_waits_for_its_connection(
 
     monkeypatch.setattr(_connections, "connect", late)
     monkeypatch.setattr(_connections, "aconnect", alate)
+    return refused
+
+
+def test_a_task_waits_for_its_connection(
+    queue: SyncTaskQueue, drain: Any, kind: str, effects: Effects, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    refused = refuse_connections(monkeypatch, 2)
     queue.enqueue(transactional(queue, kind, credit))
     stats = drain(queue)
 
     assert len(refused) == 2
     assert (stats.completed, stats.released, effects()) == (1, 0, [1])
+
+
+def test_a_task_that_waits_for_its_connection_times_out(
+    queue: SyncTaskQueue, drain: Any, kind: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    refuse_connections(monkeypatch, 1000)
+    task_id = queue.enqueue(transactional(queue, kind, credit, timeout_seconds=0.3))
+
+    assert drain(queue).failed == 1
+    assert "TimeoutError" in (read(queue, task_id).error or "")
+
+
+async def test_a_worker_keeps_few_sessions(database: str, kind: str, conn: Any) -> None:
+    async def body(execute: Any) -> None:
+        await execute("select pg_sleep(0.2)")
+
+    def sessions() -> int:
+        return conn.execute(
+            "select count(*) from pg_stat_activity where application_name = 'tasklib task' "
+            "and datname = current_database()"
+        ).fetchone()[0]
+
+    async with TaskQueue(tasklib.Config(database_url=database, pool_size=2)) as queue:
+        task = transactional(queue, kind, body)
+        ids = await queue.enqueue_many([(task, {})] * 4)
+        worker = queue.worker(handle_signals=False, concurrency=4)
+        working = asyncio.create_task(worker.run())
+        for task_id in ids:
+            await queue.get_result(task_id, timeout=10)
+        async with asyncio.timeout(10):
+            while sessions() > 2:
+                await asyncio.sleep(0.05)
+        assert sessions() == 2
+        await worker.stop()
+        await working
 
 
 # ---- what a task may do to its connection --------------------------------------------------------
@@ -616,7 +703,7 @@ def test_savepoints_work(queue: SyncTaskQueue, drain: Any, effects: Effects) -> 
         connection = current_task().connection
         with connection.transaction():
             connection.execute(CREDIT, [1])
-        with pytest.raises(psycopg.errors.DivisionByZero), connection.transaction():
+        with contextlib.suppress(psycopg.errors.DivisionByZero), connection.transaction():
             connection.execute(CREDIT, [2])
             connection.execute("select 1/0")
         with connection.transaction() as savepoint:
@@ -746,7 +833,7 @@ def test_nothing_of_a_session_reaches_the_next_task(
             await execute(statement)
         return connection.info.backend_pid
 
-    async def look(execute: Any) -> dict[str, Any]:
+    async def look(execute: Any) -> list[Any]:
         answer = await execute(
             "select pg_backend_pid(), current_setting('timezone') = 'Asia/Kathmandu', "
             "current_setting('application_name'), to_regclass('mine') is null, "
@@ -767,9 +854,9 @@ def test_nothing_of_a_session_reaches_the_next_task(
     second = queue.enqueue(task)
     drain(queue)
 
-    pid = (read(queue, first).result or {})["value"]
+    pid: Any = read(queue, first).result
     assert read(queue, second).result == {
-        "value": [pid, False, "tasklib task", True, 0, 0, 0, 0],
+        "value": [pid["value"], False, "tasklib task", True, 0, 0, 0, 0],
     }
     assert left[0].closed
 
@@ -792,7 +879,6 @@ def test_behind_a_pooler_the_session_is_left_alone(
     queue: SyncTaskQueue, drain: Any, kind: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """It is another client's as well: no task may change it, and nothing is reset."""
-    from tasklib import _calls, _worker_calls
 
     def made_up() -> Call[int]:
         return Call("select 0", {}, lambda rows: int(rows[0][0]))
@@ -818,20 +904,17 @@ def test_behind_a_pooler_the_session_is_left_alone(
 def test_hooks_are_inside_the_transaction(
     queue: SyncTaskQueue, drain: Any, kind: str, effects: Effects
 ) -> None:
-    if kind == "async":
+    async def ahook(task: CurrentTask) -> AsyncGenerator[None]:
+        await task.connection.execute(CREDIT, [10])
+        yield
+        await task.connection.execute(CREDIT, [20])
 
-        @queue.around
-        async def ahook(task: CurrentTask) -> Any:
-            await task.connection.execute(CREDIT, [10])
-            yield
-            await task.connection.execute(CREDIT, [20])
-    else:
+    def hook(task: CurrentTask) -> Generator[None]:
+        task.connection.execute(CREDIT, [10])
+        yield
+        task.connection.execute(CREDIT, [20])
 
-        @queue.around
-        def hook(task: CurrentTask) -> Any:
-            task.connection.execute(CREDIT, [10])
-            yield
-            task.connection.execute(CREDIT, [20])
+    queue.around(ahook if kind == "async" else hook)
 
     async def body(execute: Any) -> None:
         await credit(execute)

@@ -93,10 +93,13 @@ class Transactions:
         that had been done.
         """
         log.warning("asking whether %s was completed", run.claimed.name, extra=run.log)
+        otherwise = unknown.otherwise
+        if run.stop_reason == "timeout":
+            otherwise = ends.timed_out(run.claimed.timeout_seconds)
         try:
-            status = await self._link.persist(_finish(run, unknown.otherwise))
+            status = await self._link.persist(_finish(run, otherwise))
             if status == "ok":
-                return replace(unknown.otherwise, answer=status)
+                return replace(otherwise, answer=status)
             status = await self._link.persist(_finish(run, ends.completed("null")))
         except WorkerNotRegistered:
             status = "stale"
