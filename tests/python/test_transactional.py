@@ -625,6 +625,24 @@ def test_a_broken_session_is_replaced_and_a_sound_one_is_kept(
         assert time.monotonic() < deadline
 
 
+def test_a_session_that_was_to_be_cut_is_not_used_again(
+    queue: SyncTaskQueue, drain: Any, kind: str
+) -> None:
+    """The request to cancel may still be on its way, and would end somebody else's statement."""
+    pids: list[int] = []
+
+    async def body(execute: Any) -> None:
+        pids.append(current_task().connection.info.backend_pid)
+        hold = current_task()._run.hold
+        assert hold is not None
+        hold.is_cut = len(pids) == 1
+
+    queue.enqueue_many([(transactional(queue, kind, body), {})] * 3)
+
+    assert drain(queue).completed == 3
+    assert pids[0] != pids[1] == pids[2]
+
+
 def refuse_connections(monkeypatch: pytest.MonkeyPatch, times: int) -> list[int]:
     """Let tasks get no connection for so many times; return a list that grows with each."""
     refused: list[int] = []

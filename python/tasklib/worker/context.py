@@ -13,6 +13,7 @@ from uuid import UUID
 from tasklib._calls import decoded
 from tasklib.errors import InvalidArguments, NotInTask, NoTransaction
 from tasklib.models import Claimed
+from tasklib.worker.outcome import storable
 
 if TYPE_CHECKING:
     from tasklib.worker.sessions import Hold
@@ -152,7 +153,7 @@ class CurrentTask:
         """
         if not (math.isfinite(fraction) and 0 <= fraction <= 1):
             raise InvalidArguments(f"progress {fraction!r} is not between 0 and 1")
-        self._run.progress = (float(fraction), text)
+        self._run.progress = (float(fraction), None if text is None else storable(str(text)))
 
 
 _current: ContextVar[CurrentTask] = ContextVar("tasklib_current_task")
