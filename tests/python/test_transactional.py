@@ -518,6 +518,19 @@ def test_a_session_that_was_ended_before_the_commit_costs_no_attempt(
     assert (stats.released, stats.completed) == (1, 1)
 
 
+def test_the_end_of_another_session_is_the_tasks_failure(
+    queue: SyncTaskQueue, drain: Any, kind: str, effects: Effects, make_conn: Any
+) -> None:
+    async def body(execute: Any) -> None:
+        await credit(execute)
+        make_conn().execute("select pg_terminate_backend(pg_backend_pid())")
+
+    task_id = queue.enqueue(transactional(queue, kind, body))
+    assert drain(queue).failed == 1
+    assert "AdminShutdown" in (read(queue, task_id).error or "")
+    assert effects() == []
+
+
 def test_a_session_that_the_task_left_idle_for_too_long_is_the_tasks_failure(
     queue: SyncTaskQueue, drain: Any, kind: str, effects: Effects
 ) -> None:

@@ -74,6 +74,8 @@ class Transactions:
             return ends.RELEASED
         if isinstance(end, Outcome):
             return end
+        if self._loop.is_closed():  # the worker left before its task
+            return ends.RELEASED
         return asyncio.run_coroutine_threadsafe(self._ask(run, end), self._loop).result()
 
     async def arun(self, run: Run, task: TaskFunction[..., Any], kwargs: dict[str, Any]) -> Outcome:
@@ -173,9 +175,13 @@ class _Attempt:
                 return _Unknown(ends.RELEASED)
         if isinstance(error, NoTransaction):
             return ends.impossible(error)
-        is_nobodys_fault = self._stage == "begin" and is_infrastructure(error)
-        if is_nobodys_fault or self._hold.is_cut or sqlstate in _SHUTDOWN:
-            return replace(ends.RELEASED, reason=type(error).__name__)
+        if self._hold.is_cut:
+            return ends.RELEASED
+        is_shutdown = connection.closed and sqlstate in _SHUTDOWN
+        if is_shutdown or (self._stage == "begin" and is_infrastructure(error)):
+            told = "%s is given back: its connection broke (%s)"
+            log.warning(told, self._run.claimed.name, type(error).__name__, extra=self._run.log)
+            return ends.RELEASED
         raise error
 
 
