@@ -648,6 +648,27 @@ def test_a_broken_session_is_replaced_and_a_sound_one_is_kept(
         assert time.monotonic() < deadline
 
 
+def test_a_session_that_died_while_idle_is_not_used(
+    queue: SyncTaskQueue, drain: Any, kind: str, conn: Any
+) -> None:
+    pids: list[int] = []
+
+    async def body(execute: Any) -> None:
+        pids.append(current_task().connection.info.backend_pid)
+
+    @queue.task(name="app.kill")
+    def kill() -> None:
+        conn.execute("select pg_terminate_backend(%s, 5000)", [pids[-1]])
+
+    work = transactional(queue, kind, body)
+    first, last = work.options(priority=1), work.options(priority=-1)
+    queue.enqueue_many([(first, {}), (kill, {}), (last, {})])
+    stats = drain(queue)
+
+    assert (stats.completed, stats.released) == (3, 0)
+    assert len(set(pids)) == 2
+
+
 def test_a_session_that_was_to_be_cut_is_not_used_again(
     queue: SyncTaskQueue, drain: Any, kind: str
 ) -> None:
