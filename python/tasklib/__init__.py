@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from tasklib._default import aget_task as aget_task
     from tasklib._default import alist_tasks as alist_tasks
     from tasklib._default import aretry_task as aretry_task
+    from tasklib._default import around as around
     from tasklib._default import cancel_task as cancel_task
     from tasklib._default import close as close
     from tasklib._default import get_result as get_result
@@ -47,6 +48,7 @@ if TYPE_CHECKING:
     from tasklib.errors import MigrationError as MigrationError
     from tasklib.errors import NotInstalled as NotInstalled
     from tasklib.errors import NotInTask as NotInTask
+    from tasklib.errors import NoTransaction as NoTransaction
     from tasklib.errors import PermissionDenied as PermissionDenied
     from tasklib.errors import Retry as Retry
     from tasklib.errors import Snooze as Snooze
@@ -67,16 +69,17 @@ if TYPE_CHECKING:
 
 _MODULES = {
     "_default": (
-        "acancel_task aget_task alist_tasks aretry_task cancel_task close get_result get_task init "
-        "list_tasks migrate retry_task submit_task task wait_result"
+        "acancel_task aget_task alist_tasks aretry_task around cancel_task close get_result "
+        "get_task init list_tasks migrate retry_task submit_task task wait_result"
     ),
     "client": "SyncTaskQueue TaskQueue",
     "config": "Config",
     "errors": (
         "AlreadyFinished Cancel ConfigurationError DatabaseUnavailable EventLoopRunning "
         "InvalidArguments InvalidResult InvalidState LeaseLost LimitExceeded MigrationError "
-        "NotInTask NotInstalled PermissionDenied Retry Snooze TaskCancelled TaskLibError "
-        "TaskNotFound TaskNotRegistered UniqueKeyHeld WorkerNotRegistered WrongIsolation"
+        "NoTransaction NotInTask NotInstalled PermissionDenied Retry Snooze TaskCancelled "
+        "TaskLibError TaskNotFound TaskNotRegistered UniqueKeyHeld WorkerNotRegistered "
+        "WrongIsolation"
     ),
     "models": "Backoff Task TaskResult",
     "registry": "TaskFunction",

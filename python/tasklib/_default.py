@@ -246,3 +246,4 @@ class _Default:
 
 default_registry.submitter = _Default()
 task = default_registry.task
+around = default_registry.around

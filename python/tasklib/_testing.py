@@ -24,6 +24,7 @@ from tasklib.config import Config, resolve
 from tasklib.models import Claimed, NewTask, Task
 from tasklib.registry import Registry
 from tasklib.worker.context import Run, enter
+from tasklib.worker.hooks import body
 
 # Rows that an installation needs stay; the proofs of housekeeping are about the real clock.
 _KEPT = ("migration", "config", "housekeeping")
@@ -63,11 +64,11 @@ class Inliner:
 
     def _run(self, new: NewTask) -> UUID:
         run, kwargs = self._begin(new)
-        return self._note(run, kwargs, self._registry.resolve(new.name).func(**kwargs))
+        return self._note(run, kwargs, body(self._registry.resolve(new.name))(**kwargs))
 
     async def _arun(self, new: NewTask) -> UUID:
         run, kwargs = self._begin(new)
-        return self._note(run, kwargs, await self._registry.resolve(new.name).func(**kwargs))
+        return self._note(run, kwargs, await body(self._registry.resolve(new.name))(**kwargs))
 
     def _begin(self, new: NewTask) -> tuple[Run, dict[str, Any]]:
         queue, retries = new.options.queue or "default", new.options.max_retries or 0

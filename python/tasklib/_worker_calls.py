@@ -12,6 +12,13 @@ from tasklib.models import Claimed, Ticked
 
 LISTEN: LiteralString = "listen tasklib"
 
+# DISCARD ALL without DISCARD PLANS: to plan the queue's functions again would cost more than a
+# task, and plans carry nothing from one task to the next.
+FORGET_SESSION: LiteralString = """
+close all; set session authorization default; reset all; deallocate all; unlisten *;
+select pg_advisory_unlock_all(); discard temp; discard sequences
+"""
+
 
 def probe(payload: str) -> Call[None]:
     """Send a notification, to find out whether it is heard."""
@@ -159,6 +166,30 @@ def finish(ended: Ended) -> Call[Sequence[str]]:
         "outcomes => %(outcomes)s::jsonb) as status",
         ended.params,
         lambda rows: rows[0][0].split(","),
+    )
+
+
+def transaction_began() -> Call[str]:
+    """Read when the transaction began: no other of the session has the same answer."""
+    return Call(
+        "select extract(epoch from transaction_timestamp())::text", {}, lambda rows: str(rows[0][0])
+    )
+
+
+def complete(task_id: str, worker_id: str, attempt: int, result: str, began: str) -> Call[bool]:
+    """Complete an attempt in the transaction that did its work; False in any other transaction."""
+    return Call(
+        """select tasklib.complete(id => %(id)s::uuid, worker_id => %(worker_id)s::uuid,
+          attempt => %(attempt)s::int, result => %(result)s::jsonb)
+        where extract(epoch from transaction_timestamp()) = %(began)s::numeric""",
+        {
+            "id": task_id,
+            "worker_id": worker_id,
+            "attempt": attempt,
+            "result": result,
+            "began": began,
+        },
+        bool,
     )
 
 

@@ -51,6 +51,7 @@ class TaskQueue:
         self.config = self._database.config
         self.registry = Registry(self._database)
         self.task = self.registry.task
+        self.around = self.registry.around
 
     async def connect(self) -> Self:
         """Make sure that the database can be reached; calls connect by themselves, too."""
@@ -181,6 +182,7 @@ class SyncTaskQueue:
         self.config = self._database.config
         self.registry = Registry(self._database)
         self.task = self.registry.task
+        self.around = self.registry.around
 
     def connect(self) -> Self:
         """Make sure that the database can be reached; calls connect by themselves, too."""

@@ -51,6 +51,10 @@ class NotInTask(TaskLibError, RuntimeError):
     """``current_task()`` was called outside a task."""
 
 
+class NoTransaction(TaskLibError, RuntimeError):
+    """The task has no transaction: it is not transactional, or it ended its transaction itself."""
+
+
 class TaskNotRegistered(TaskLibError, LookupError):
     """The function is not a task of this registry."""
 

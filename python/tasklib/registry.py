@@ -25,12 +25,14 @@ from typing_extensions import Unpack
 
 from tasklib._arguments import Arguments, json_object
 from tasklib._functions import check_function, origin, task_name
+from tasklib._hooks import Around, Hook, as_hook
 from tasklib._options import checked, merged
 from tasklib.errors import ConfigurationError, InvalidArguments, TaskNotRegistered
 from tasklib.models import Backoff, NewTask, Options
 
 P = ParamSpec("P")
 R = TypeVar("R")
+A = TypeVar("A", bound=Around)
 
 Exceptions = type[BaseException] | tuple[type[BaseException], ...]
 Isolation = Literal["thread", "process"]
@@ -41,7 +43,8 @@ class TaskOptions(TypedDict, total=False):
 
     ``max_retries`` are attempts after the first; ``timeout_seconds`` ends an attempt; ``retry_for``
     names the only exceptions that are retried, ``give_up_on`` those that never are;
-    ``isolation="process"`` runs the task in a child process, which can be killed.
+    ``isolation="process"`` runs the task in a child process, which can be killed;
+    ``transactional`` gives the task a connection whose transaction also completes it.
     """
 
     name: str | None
@@ -54,6 +57,7 @@ class TaskOptions(TypedDict, total=False):
     retry_for: Exceptions | None
     give_up_on: Exceptions | None
     isolation: Isolation | None
+    transactional: bool
 
 
 class Submitter(Protocol):
@@ -77,6 +81,7 @@ class TaskFunction(Generic[P, R]):
         retry_for: When given, the only exceptions that are retried.
         give_up_on: Exceptions that fail the task for good.
         isolation: ``process`` when it runs in a child process of the worker.
+        is_transactional: Whether the task's own transaction completes it.
     """
 
     __name__: str
@@ -98,6 +103,7 @@ class TaskFunction(Generic[P, R]):
         self.retry_for: tuple[type[BaseException], ...] = (BaseException,)
         self.give_up_on: tuple[type[BaseException], ...] = ()
         self.isolation: Isolation = "thread"
+        self.is_transactional = False
         self.is_async = inspect.iscoroutinefunction(func)
         self.arguments = Arguments(func, name, localns)
         self._call = Options()
@@ -179,16 +185,18 @@ class CallOptions(TypedDict, total=False):
 
 
 class Registry:
-    """Tasks by name.
+    """Tasks by name, and what goes around them.
 
     Attributes:
         tasks: The tasks.
+        hooks: What goes around every attempt.
         modules: What a child process imports before the module of a task: modules that set up
             what the others need.
     """
 
     def __init__(self, submitter: Submitter | None = None) -> None:
         self.tasks: dict[str, TaskFunction[..., Any]] = {}
+        self.hooks: list[Hook] = []
         self.modules: list[str] = []
         self._submitter = submitter
         _registries.add(self)
@@ -231,6 +239,25 @@ class Registry:
             return made
 
         return decorate if func is None else decorate(func)
+
+    def around(self, hook: A, /) -> A:
+        """Put a context manager around every attempt of every task here; as a decorator.
+
+        It is entered in the thread and context of the task, just before the function is called,
+        and left when that has ended; several are nested in the order they were given in. It sees
+        the exception that the function raised. One that it raises itself ends the attempt as the
+        task's own would.
+
+        Args:
+            hook: A function that takes the `tasklib.CurrentTask`: a generator function with one
+                ``yield``, or one that returns a context manager. An async one goes around async
+                tasks only.
+
+        Raises:
+            ConfigurationError: It cannot make a context manager.
+        """
+        self.hooks.append(as_hook(hook))
+        return hook
 
     def resolve(self, task: object) -> TaskFunction[..., Any]:
         """Return the task for a task or the name of one.
@@ -291,9 +318,6 @@ def registries() -> list[Registry]:
     return list(_registries)
 
 
-_LATER = {"transactional": (False,)}
-
-
 def _made(
     registry: Registry,
     func: Callable[..., Any],
@@ -304,12 +328,14 @@ def _made(
     retry_for = _exceptions(name, options.pop("retry_for", None))
     give_up_on = _exceptions(name, options.pop("give_up_on", None))
     max_crashes = _crashes(name, options.pop("max_crashes", None))
+    transactional = _transactional(name, options)
     isolation = _isolation(name, options.pop("isolation", None))
     made = TaskFunction(registry, func, name, _defaults(name, options), localns)
     made.max_crashes = max_crashes
     made.retry_for = retry_for or made.retry_for
     made.give_up_on = give_up_on or ()
     made.isolation = isolation
+    made.is_transactional = transactional
     return made
 
 
@@ -340,13 +366,19 @@ def _isolation(name: str, given: object) -> Isolation:
     return cast("Isolation", given or "thread")
 
 
+def _transactional(name: str, options: dict[str, Any]) -> bool:
+    given = options.pop("transactional", False)
+    if type(given) is not bool:
+        raise ConfigurationError(f"{name}: transactional={given!r} is not True or False")
+    if given and options.get("isolation") == "process":
+        raise ConfigurationError(
+            f"{name}: a task in a process of its own cannot be transactional",
+            hint="A connection does not go over to another process: leave out one of the two.",
+        )
+    return given
+
+
 def _defaults(name: str, options: dict[str, Any]) -> Options:
-    for later, possible in _LATER.items():
-        if options.pop(later, possible[0]) not in possible:
-            raise ConfigurationError(
-                f"{name}: {later} is not available yet",
-                hint=f"Leave it out for now, or write {later}={possible[0]!r}.",
-            )
     if unknown := options.keys() - set(TaskOptions.__annotations__):
         raise ConfigurationError(
             f"{name}: @task has no option {', '.join(sorted(unknown))}",

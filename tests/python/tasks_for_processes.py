@@ -68,6 +68,24 @@ async def crash() -> None:
     os.kill(os.getpid(), signal.SIGSEGV)
 
 
+@tasklib.task(name="app.credit", transactional=True)
+def credit(seconds: float) -> int:
+    """Write, then wait before the commit, in the first attempt."""
+    task = tasklib.current_task()
+    task.connection.execute("insert into effect (attempt) values (%s)", [task.attempt])
+    time.sleep(seconds if task.attempt == 1 else 0)
+    return task.attempt
+
+
+@tasklib.task(name="app.acredit", transactional=True)
+async def acredit(seconds: float) -> int:
+    """Write, then wait before the commit, in the first attempt."""
+    task = tasklib.current_task()
+    await task.connection.execute("insert into effect (attempt) values (%s)", [task.attempt])
+    await asyncio.sleep(seconds if task.attempt == 1 else 0)
+    return task.attempt
+
+
 if __name__ == "__main__":
     logging.basicConfig(level=logging.INFO, stream=sys.stdout, format="%(message)s")
     lease = float(sys.argv[2]) if len(sys.argv) > 2 else 60.0

@@ -78,7 +78,8 @@ def test_a_static_method_can_be_a_task() -> None:
     "options",
     [
         {"isolation": "fiber"},
-        {"transactional": True},
+        {"transactional": "yes"},
+        {"transactional": True, "isolation": "process"},
         {"on_failure": print},
         {"max_retries": -1},
         {"timeout_seconds": 0},

@@ -145,6 +145,44 @@ def test_a_task_can_say_when_it_is_tried_again(queue: SyncTaskQueue, drain: Any,
     assert "later" in (task.error or "")
 
 
+def test_a_task_cannot_ask_for_more_retries_than_it_has(queue: SyncTaskQueue, drain: Any) -> None:
+    @queue.task(max_retries=0)
+    def boom() -> None:
+        raise Retry(in_seconds=5)
+
+    task_id = queue.enqueue(boom)
+    drain(queue)
+
+    task = queue.get_task(task_id)
+    assert task is not None
+    assert (task.state, task.is_terminal) == ("failed", True)
+
+
+def test_a_signal_can_be_raised_from_an_error_and_by_its_class(
+    queue: SyncTaskQueue, drain: Any, conn: Any
+) -> None:
+    @queue.task(name="app.retry", give_up_on=OSError)
+    def again() -> None:
+        try:
+            raise OSError("the disk")
+        except OSError as error:
+            raise Retry from error
+
+    @queue.task(name="app.cancel")
+    async def stop() -> None:
+        raise tasklib.Cancel
+
+    ids = [queue.enqueue(task) for task in (again, stop)]
+    drain(queue)
+
+    retried, cancelled = (queue.get_task(task_id) for task_id in ids)
+    assert retried is not None
+    assert cancelled is not None
+    assert pause(queue, ids[0], conn) == timedelta(seconds=5)
+    assert "OSError: the disk" in (retried.error or "")
+    assert (cancelled.state, cancelled.error) == ("cancelled", "the task cancelled itself")
+
+
 def test_a_task_can_put_itself_off_without_being_charged(queue: SyncTaskQueue, drain: Any) -> None:
     attempts: list[int] = []
 

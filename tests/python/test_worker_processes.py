@@ -2,7 +2,9 @@
 
 import signal
 import time
+from typing import Any
 
+import pytest
 from processes import Start, wait_for
 
 from tasklib import Config, SyncTaskQueue, embedded
@@ -20,6 +22,29 @@ def test_a_task_of_a_killed_worker_is_run_by_another(queue: SyncTaskQueue, start
     task = wait_for(queue, task_id, lambda task: task.is_terminal)
     assert (task.state, task.result, task.retry_count) == ("completed", {"value": 2}, 1)
     assert task.worker_id != held.worker_id
+
+
+@pytest.mark.parametrize("name", ["app.credit", "app.acredit"])
+def test_what_a_killed_worker_had_written_is_not_there_twice(
+    queue: SyncTaskQueue, start: Start, conn: Any, name: str
+) -> None:
+    conn.execute("create table effect (attempt int)")
+    first = start(lease=1)
+    task_id = queue.enqueue(name, seconds=60)
+    deadline = time.monotonic() + 30
+    while not conn.execute(
+        "select count(*) from pg_stat_activity where datname = current_database() "
+        "and state = 'idle in transaction' and query like 'insert into effect%'"
+    ).fetchone()[0]:
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+    first.send_signal(signal.SIGKILL)
+    first.wait()
+    start(lease=1)
+
+    task = wait_for(queue, task_id, lambda task: task.is_terminal)
+    assert (task.state, task.result) == ("completed", {"value": 2})
+    assert conn.execute("select attempt from effect").fetchall() == [(2,)]
 
 
 def test_a_worker_that_is_told_to_stop_lets_its_tasks_end(

@@ -142,12 +142,15 @@ def test_outside_a_task_there_is_no_current_one() -> None:
         tasklib.current_task()
 
 
-async def test_progress_is_seen_while_a_task_runs(aqueue: TaskQueue, running: Start) -> None:
+@pytest.mark.parametrize("is_transactional", [False, True])
+async def test_progress_is_seen_while_a_task_runs(
+    aqueue: TaskQueue, running: Start, is_transactional: bool
+) -> None:
     seen = threading.Event()
 
-    @aqueue.task
+    @aqueue.task(transactional=is_transactional)
     def work() -> None:
-        tasklib.current_task().progress(0.25, "a quarter")
+        tasklib.current_task().progress(0.25, "a\x00quarter\ud800")
         seen.wait(10)
 
     running()
@@ -161,7 +164,10 @@ async def test_progress_is_seen_while_a_task_runs(aqueue: TaskQueue, running: St
             await asyncio.sleep(0.05)
     seen.set()
 
-    assert (task.progress, task.progress_message) == (0.25, "a quarter")
+    assert (task.progress, task.progress_message) == (
+        0.25,
+        "a\N{REPLACEMENT CHARACTER}quarter\N{REPLACEMENT CHARACTER}",
+    )
 
 
 async def test_a_sleeping_worker_starts_a_new_task_at_once(

@@ -26,6 +26,7 @@ from tasklib.registry import TaskFunction
 from tasklib.worker import context, wire
 from tasklib.worker import outcome as ends
 from tasklib.worker.context import Run, enter
+from tasklib.worker.hooks import body
 from tasklib.worker.locate import Modules, Place, Setup
 from tasklib.worker.outcome import Outcome
 
@@ -107,14 +108,14 @@ class _Child:
     def _call(self, task: TaskFunction[..., Any], kwargs: dict[str, Any]) -> object:
         if task.is_async:
             return asyncio.run(self._call_async(task, kwargs))
-        return task.func(**kwargs)
+        return body(task)(**kwargs)
 
     async def _call_async(self, task: TaskFunction[..., Any], kwargs: dict[str, Any]) -> object:
         loop, current = asyncio.get_running_loop(), asyncio.current_task()
         assert current is not None
         # Raised in the middle of the loop's own work, it could leave the clean-up without a loop.
         with self._sigterm.going_to(lambda: loop.call_soon_threadsafe(current.cancel)):
-            return await task.func(**kwargs)
+            return await body(task)(**kwargs)
 
     # ---- the worker ------------------------------------------------------------------------------
 
@@ -132,8 +133,8 @@ class _Child:
             if not data:
                 self._leave()
                 return
-            for kind, body in decoder.feed(data):
-                self._receive(kind, body)
+            for kind, content in decoder.feed(data):
+                self._receive(kind, content)
 
     def _receive(self, kind: str, body: Any) -> None:
         if kind == "setup":

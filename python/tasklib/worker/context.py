@@ -7,12 +7,16 @@ import math
 from collections.abc import Mapping
 from contextvars import ContextVar
 from dataclasses import dataclass
-from typing import Any, Literal, cast
+from typing import TYPE_CHECKING, Any, Literal, cast
 from uuid import UUID
 
 from tasklib._calls import decoded
-from tasklib.errors import InvalidArguments, NotInTask
+from tasklib.errors import InvalidArguments, NotInTask, NoTransaction
 from tasklib.models import Claimed
+from tasklib.worker.outcome import storable
+
+if TYPE_CHECKING:
+    from tasklib.worker.sessions import Hold
 
 StopReason = Literal["cancel", "timeout", "lost", "shutdown"]
 
@@ -34,6 +38,7 @@ class Run:
         handle: The asyncio task that runs it, when it is async and has begun.
         has_waited: Whether its coroutine was ever suspended.
         timer: What ends it at its timeout.
+        hold: The connection of its transaction, while it has one.
     """
 
     claimed: Claimed
@@ -45,6 +50,7 @@ class Run:
     handle: asyncio.Task[None] | None = None
     has_waited: bool = False
     timer: asyncio.TimerHandle | None = None
+    hold: Hold | None = None
 
     @property
     def log(self) -> dict[str, object]:
@@ -91,6 +97,11 @@ class CurrentTask:
         return self._run.claimed.attempt
 
     @property
+    def worker_id(self) -> UUID:
+        """The registration that holds the lease: what `tasklib.complete` in SQL wants to know."""
+        return UUID(self._run.worker_id)
+
+    @property
     def retry_count(self) -> int:
         """How many attempts were charged before this one."""
         return self._run.claimed.retry_count
@@ -118,6 +129,23 @@ class CurrentTask:
         """
         return self._run.stop_reason is not None
 
+    @property
+    def connection(self) -> Any:
+        """The connection whose transaction completes this task, until the function returns.
+
+        A `psycopg.Connection` for sync tasks, a `psycopg.AsyncConnection` for async ones.
+
+        Raises:
+            NoTransaction: The task is not transactional, or its function has returned.
+        """
+        hold = self._run.hold
+        if hold is None:
+            raise NoTransaction(
+                f"{self.name} has no transaction",
+                hint="Only @task(transactional=True) has one, in a worker, and until it returns.",
+            )
+        return hold.connection
+
     def progress(self, fraction: float, text: str | None = None) -> None:
         """Report how far the task is; stored within a second, without waiting for it.
 
@@ -130,7 +158,7 @@ class CurrentTask:
         """
         if not (math.isfinite(fraction) and 0 <= fraction <= 1):
             raise InvalidArguments(f"progress {fraction!r} is not between 0 and 1")
-        self._run.progress = (float(fraction), text)
+        self._run.progress = (float(fraction), None if text is None else storable(str(text)))
 
 
 _current: ContextVar[CurrentTask] = ContextVar("tasklib_current_task")

@@ -13,19 +13,22 @@ from tasklib.worker import outcome as ends
 from tasklib.worker.children import ChildPool
 from tasklib.worker.context import Run, enter
 from tasklib.worker.coroutines import Coroutines
+from tasklib.worker.hooks import body
 from tasklib.worker.outcome import Outcome
 from tasklib.worker.threads import Threads
+from tasklib.worker.transactional import Transactions
 
 GRACE_SECONDS = 5.0
 
 
 class Executor:
-    """Starts runs and reports their ends; nothing here touches the database.
+    """Starts runs and reports their ends; nothing but ``transactions`` touches the database.
 
     Args:
         registry: The functions.
         settle: Called once for each run, on the loop, when its outcome is decided.
         free: Called once for each run, on the loop, when nothing of it runs any more.
+        transactions: What runs transactional tasks.
         kill_grace: Seconds that a child process gets between SIGTERM and SIGKILL.
         on_spawn: Called with the process group of each child that was started.
         on_exit: Called with the same when nothing of the group is left.
@@ -36,6 +39,7 @@ class Executor:
         registry: Registry,
         settle: Callable[[Run, Outcome], None],
         free: Callable[[Run], None],
+        transactions: Transactions | None = None,
         *,
         kill_grace: float = GRACE_SECONDS,
         on_spawn: Callable[[int], None] = lambda _: None,
@@ -44,6 +48,7 @@ class Executor:
         self._registry = registry
         self._settle = settle
         self._free = free
+        self._transactions = transactions
         self._loop = asyncio.get_running_loop()
         # A run is started where another one ends: it must not see that one's context.
         self._context = contextvars.copy_context()
@@ -78,6 +83,9 @@ class Executor:
         """Make a run end; one in a thread looks at ``current_task().cancelled``."""
         if run.handle is not None:
             run.handle.cancel()
+        elif run.hold is not None:
+            if run.stop_reason in ("lost", "shutdown"):
+                run.hold.cut()
         elif self._coroutines.forget(run):
             # Interrupted before its first step, it has no chance to say so itself.
             self._end_soon(run, ends.interrupted(run) or ends.RELEASED)
@@ -95,13 +103,18 @@ class Executor:
     def close(self) -> None:
         """Let the threads end."""
         self._threads.close()
+        if self._transactions is not None:
+            self._transactions.close()
 
     async def _run_async(
         self, run: Run, task: TaskFunction[..., Any], kwargs: dict[str, Any]
     ) -> Outcome:
         try:
             enter(run)
-            return ends.completed(task.arguments.dump_result(await task.func(**kwargs)))
+            if task.is_transactional:
+                assert self._transactions is not None
+                return await self._transactions.arun(run, task, kwargs)
+            return ends.completed(task.arguments.dump_result(await body(task)(**kwargs)))
         except asyncio.CancelledError as error:
             return ends.interrupted(run) or ends.raised(error, task)
         except InvalidResult as error:
@@ -113,21 +126,28 @@ class Executor:
         self, run: Run, task: TaskFunction[..., Any], kwargs: dict[str, Any]
     ) -> Callable[[], None]:
         enter(run)
-        end = ends.of(task, lambda: task.func(**kwargs))
+        if task.is_transactional:
+            assert self._transactions is not None
+            transactions = self._transactions
+            end = ends.judged(task, lambda: transactions.run(run, task, kwargs))
+        else:
+            end = ends.of(task, lambda: body(task)(**kwargs))
         return lambda: self._end(run, end)
 
     def _time_out(self, run: Run, is_async: bool) -> None:
         run.stop_reason = run.stop_reason or "timeout"
         if not is_async:
             # A thread cannot be ended: the attempt has failed, the slot is free when it returns.
-            self._settle(run, ends.timed_out(run.claimed.timeout_seconds))
+            self._give_up(run)
             return
         self.interrupt(run)
         # Its clean-up may take a moment; code that swallows the cancellation gets no more.
-        seconds = run.claimed.timeout_seconds
-        run.timer = self._loop.call_later(
-            GRACE_SECONDS, lambda: self._settle(run, ends.timed_out(seconds))
-        )
+        run.timer = self._loop.call_later(GRACE_SECONDS, self._give_up, run)
+
+    def _give_up(self, run: Run) -> None:
+        self._settle(run, ends.timed_out(run.claimed.timeout_seconds))
+        if run.hold is not None:
+            run.hold.cut()
 
     def _end_soon(self, run: Run, end: Outcome) -> None:
         # Not at once: a slot that is freed while it is filled would fill it again, and so on.
@@ -136,7 +156,7 @@ class Executor:
     def _end(self, run: Run, end: Outcome) -> None:
         if run.timer is not None:
             run.timer.cancel()
-        if run.stop_reason == "timeout":
+        if run.stop_reason == "timeout" and not end.answer:
             end = ends.timed_out(run.claimed.timeout_seconds)
         self._settle(run, end)
         self._free(run)

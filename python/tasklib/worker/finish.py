@@ -63,8 +63,11 @@ class Finisher:
         return len(self._ended)
 
     def add(self, run: Run, outcome: Outcome) -> None:
-        """Send this with the next call."""
-        self._ended.append((run, outcome))
+        """Send this with the next call, unless the database knows it already."""
+        if outcome.answer:
+            self.note([(run, outcome)], [outcome.answer])
+        else:
+            self._ended.append((run, outcome))
 
     def take(self) -> Batch:
         """Return what goes in one call: outcomes of one registration, not too many, not too large.

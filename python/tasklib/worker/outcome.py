@@ -30,11 +30,13 @@ class Outcome:
         state: The kind of end.
         text: The element of ``outcomes``.
         reason: The class of the error, or what happened; never a message, which may quote data.
+        answer: The status, when the database has said it already: nothing is sent then.
     """
 
     state: State
     text: str
     reason: str = ""
+    answer: str = ""
 
 
 RELEASED = Outcome("released", '{"state": "released"}')
@@ -121,9 +123,14 @@ def loaded(task: TaskFunction[..., Any], kwargs: str) -> dict[str, Any] | Outcom
 
 
 def of(task: TaskFunction[..., Any], call: Callable[[], object]) -> Outcome:
-    """Call, and say how that ended."""
+    """Call a function, and say how that ended."""
+    return judged(task, lambda: completed(task.arguments.dump_result(call())))
+
+
+def judged(task: TaskFunction[..., Any], call: Callable[[], Outcome]) -> Outcome:
+    """Return the outcome that a call returns, or that of what it raises."""
     try:
-        return completed(task.arguments.dump_result(call()))
+        return call()
     except InvalidResult as error:
         return impossible(error)
     except BaseException as error:  # SystemExit in a task ends the task, not the worker

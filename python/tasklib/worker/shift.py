@@ -21,6 +21,7 @@ from tasklib.worker.limits import Limits
 from tasklib.worker.link import Link, is_infrastructure
 from tasklib.worker.outcome import Outcome
 from tasklib.worker.pace import LOOKAHEAD_SECONDS, Load
+from tasklib.worker.transactional import Transactions
 
 log = logging.getLogger("tasklib.worker")
 
@@ -55,6 +56,7 @@ class Shift:
             settings.registry,
             self._settle,
             self._free,
+            Transactions(settings.config),
             kill_grace=settings.config.kill_grace_seconds,
             on_spawn=self._keeper.group_started,
             on_exit=self._keeper.group_ended,
