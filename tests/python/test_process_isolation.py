@@ -67,7 +67,7 @@ async def run(queue: TaskQueue, task: TaskFunction[..., Any], **kwargs: Any) -> 
 async def pids(note: Path) -> list[int]:
     """Return the process ids in a file, when they are there."""
     async with asyncio.timeout(30):
-        while not note.exists():
+        while not note.exists() or not note.read_text():
             await asyncio.sleep(0.02)
     return [int(word) for word in note.read_text().split()]
 
