@@ -91,5 +91,5 @@ release: $(STAMP) ## freeze this version's install script in sql/releases/
 	mkdir -p sql/releases && $(BIN)/tasklib sql > $$file && echo "wrote $$file"
 
 clean: ## remove what was made: .venv, caches, dist; the embedded data in .tasklib stays
-	rm -rf .venv dist build .pytest_cache .ruff_cache .import_linter_cache
+	rm -rf .venv .bench dist build .pytest_cache .ruff_cache .import_linter_cache
 	find python tests examples -name __pycache__ -type d -prune -exec rm -rf {} + 2>/dev/null || true

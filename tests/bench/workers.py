@@ -74,17 +74,24 @@ class Crew(Generic[StoreT]):
                 os.killpg(process.pid, signal.SIGKILL)
             process.wait()
 
-    def warm(self, settle: float) -> None:
-        """Run some tasks in every worker, then leave them idle for a moment."""
-        sent, until = 0, time.monotonic() + PATIENCE_SECONDS
-        while not sent or len({pid for pid, _ in self.lines()}) < len(self.processes):
+    def start_warm(self, count: int, settle: float) -> None:
+        """Start workers, one after the other, and leave them idle when each has run some tasks."""
+        for _ in range(count):
+            self.start()
+            self._warm()
+        (self.scratch / "lines").write_bytes(b"")
+        time.sleep(settle)
+
+    def _warm(self) -> None:
+        until = time.monotonic() + PATIENCE_SECONDS
+        sent = len(self.lines())
+        while len({pid for pid, _ in self.lines()}) < len(self.processes):
             self.peer.ask(self.store.url, "pings", WARM_TASKS, 0)
             sent += WARM_TASKS
+            self.look(until)
             while len(self.lines()) < sent:
                 self.look(until)
                 time.sleep(0.01)
-        (self.scratch / "lines").write_bytes(b"")
-        time.sleep(settle)
 
     def lines(self) -> list[tuple[int, float]]:
         """Return the process and the milliseconds until its start of each task with ``at``."""
@@ -168,10 +175,7 @@ def crew(
         with stores.store(server, peer, folder) as store:
             team = Crew(peer, store, folder)
             try:
-                for _ in range(processes):
-                    team.start()
-                if processes:
-                    team.warm(settle)
+                team.start_warm(processes, settle)
                 yield team
             finally:
                 team.stop()

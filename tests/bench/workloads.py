@@ -9,7 +9,6 @@ import subprocess
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Any
 
 import machine
@@ -205,16 +204,17 @@ def clients(server: Server, peer: Peer, scale: Scale, is_odd: bool) -> Figures:
 
     The worker is busy with tasks that only sleep, or it runs what comes, idles and wakes.
     """
-    figures: Figures = {}
+    others = machine.Others([server.pid])
     if peer.silence is None:
-        with database_crew(server, peer, 1, scale.settle) as team:
-            return {"idle_on": _pgbench(team, scale.clients_seconds)}
+        rate = _clients(server, peer, scale, "idle", "on")
+        return {"idle_on": rate, "other_cores": others.cores()}
+    figures: Figures = {}
     for mode in ("busy", "idle"):
         # Which comes first changes from round to round.
         for notify in ("off", "on") if is_odd else ("on", "off"):
             figures |= {f"{mode}_{notify}": _clients(server, peer, scale, mode, notify)}
         figures[f"{mode}_ratio"] = figures[f"{mode}_on"] / figures[f"{mode}_off"]
-    return figures
+    return figures | {"other_cores": others.cores()}
 
 
 def _clients(server: Server, peer: Peer, scale: Scale, mode: str, notify: str) -> float:
@@ -230,8 +230,8 @@ def _clients(server: Server, peer: Peer, scale: Scale, mode: str, notify: str) -
 
 def _pgbench(team: Crew[Any], seconds: float) -> float:
     """Return the transactions a second of pgbench with the statement that enqueues one task."""
-    program = shutil.which("pgbench") or str(_binaries.find().folder / "pgbench")
-    if not Path(program).exists():
+    program = shutil.which("pgbench", path=_binaries.find().folder) or shutil.which("pgbench")
+    if program is None:
         raise Failure("pgbench is not among the server's programs")
     script = team.scratch / "enqueue.sql"
     script.write_text(team.peer.single + ";\n")
