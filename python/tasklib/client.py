@@ -37,6 +37,7 @@ class WorkerOptions(TypedDict, total=False):
     max_tasks: int | None
     max_memory: int | None
     on_start: Callable[[], object] | None
+    replaceable: bool
 
 
 class TaskQueue:

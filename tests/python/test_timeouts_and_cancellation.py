@@ -6,8 +6,11 @@ import time
 from collections.abc import Callable
 from typing import Any
 
+import pytest
+
 import tasklib
 from tasklib import TaskQueue, TaskWorker
+from tasklib.worker import shift
 
 Start = Callable[..., TaskWorker]
 
@@ -62,6 +65,38 @@ async def test_a_sync_task_is_told_of_its_timeout_and_keeps_its_slot(
 
     stop.set()
     assert await aqueue.get_result(after, timeout=10) is not None
+
+
+@pytest.mark.parametrize("replaceable", [True, False])
+async def test_a_worker_whose_thread_does_not_come_back_makes_room_for_a_fresh_one(
+    aqueue: TaskQueue, monkeypatch: pytest.MonkeyPatch, replaceable: bool
+) -> None:
+    monkeypatch.setattr(shift, "STUCK_SECONDS", 0.2)
+    stop = threading.Event()
+
+    @aqueue.task(timeout_seconds=0.1, max_retries=0)
+    def hang() -> None:
+        stop.wait(60)
+
+    @aqueue.task
+    async def other() -> None:
+        await asyncio.sleep(2)
+
+    worker = aqueue.worker(concurrency=2, handle_signals=False, replaceable=replaceable)
+    run = asyncio.create_task(worker.run())
+    hung, neighbour = await aqueue.enqueue(hang), await aqueue.enqueue(other)
+    result = await aqueue.get_result(hung, timeout=10)
+    assert result is not None
+    assert "TimeoutError" in (result.error or "")
+    ended = await aqueue.get_result(neighbour, timeout=10)
+    assert ended is not None
+    assert ended.state == "completed"
+
+    await asyncio.wait({run}, timeout=5 if replaceable else 1)
+    assert (run.done(), worker.wants_replacement) == (replaceable, replaceable)
+    stop.set()
+    await worker.stop()
+    await run
 
 
 async def test_a_timeout_is_retried(aqueue: TaskQueue, running: Start) -> None:

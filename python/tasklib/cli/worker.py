@@ -142,6 +142,7 @@ def worker(
         queues=queues,
         name=f"{name}-{number}" if name and number else name,
         handle_signals=supervisor is None,
+        replaceable=True,
         on_start=(lambda: supervisor.tell("ready")) if supervisor else None,
         **options,
     )

@@ -42,6 +42,7 @@ class Settings:
     drain: bool
     max_tasks: int | None = None
     max_memory: int | None = None
+    replaceable: bool = False
     on_start: Callable[[], object] | None = None
 
 

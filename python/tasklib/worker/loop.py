@@ -35,6 +35,9 @@ class TaskWorker:
         max_tasks: End for a fresh worker to take over after so many attempts.
         max_memory: The same when this process occupies more than so many bytes; seen between tasks.
         on_start: Called once, when the database knows the worker.
+        replaceable: Whether a fresh process takes over when `run` ends with `wants_replacement`.
+            Then it also ends, once its other tasks have, because of a thread that goes on long
+            after the timeout of its task.
 
     Attributes:
         stats: What it did so far.
@@ -55,6 +58,7 @@ class TaskWorker:
         max_tasks: int | None = None,
         max_memory: int | None = None,
         on_start: Callable[[], object] | None = None,
+        replaceable: bool = False,
     ) -> None:
         for name_of, limit in (("max_tasks", max_tasks), ("max_memory", max_memory)):
             if limit is not None and limit < 1:
@@ -86,6 +90,7 @@ class TaskWorker:
             max_tasks=max_tasks,
             max_memory=max_memory,
             on_start=on_start,
+            replaceable=replaceable,
         )
         self._handle_signals = handle_signals
         self._loop: asyncio.AbstractEventLoop | None = None

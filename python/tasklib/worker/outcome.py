@@ -9,11 +9,13 @@ import traceback
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from tasklib.errors import Cancel, InvalidArguments, InvalidResult, Retry, Snooze, TaskLibError
 from tasklib.registry import TaskFunction
-from tasklib.worker.context import Run
+
+if TYPE_CHECKING:
+    from tasklib.worker.context import Run
 
 MAX_ERROR_BYTES = 64_000
 _OURS = str(Path(__file__).parent)

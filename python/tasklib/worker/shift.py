@@ -33,6 +33,8 @@ PULSE_SECONDS = 1.0
 AHEAD_SECONDS = 1.0
 # Outcomes wait for no longer than this for more of them, and only while more are about to come.
 GATHER_SECONDS = 0.05
+# A thread that has not come back so long after the timeout of its task will not soon.
+STUCK_SECONDS = 5.0
 # Tasks that end at once must not keep the loop from everything else.
 STARTS_AT_ONCE = 50
 
@@ -200,6 +202,8 @@ class Shift:
         now = self._loop.time()
         if outcome.state != "released":
             self._load.ended(now - run.started)
+        if run.stop_reason == "timeout" and run in self._busy:
+            self._loop.call_later(STUCK_SECONDS, self._note_stuck, run)
         if not self._finisher:
             self._settled_at = now
         self._finisher.add(run, outcome)
@@ -213,6 +217,21 @@ class Shift:
         if self._ahead and not self._stopping:
             self._start_ahead()
         if not self._wake.is_set():
+            self._wake.set()
+
+    def _note_stuck(self, run: Run) -> None:
+        """A slot that does not come back: a fresh process has all of them."""
+        if run not in self._busy:
+            return
+        log.warning(
+            "%s still runs %.0f s after its timeout",
+            run.claimed.name,
+            STUCK_SECONDS,
+            extra=run.log,
+        )
+        if self._settings.replaceable and not self._stopping:
+            self.limits.reach("a task that does not end")
+            self._give_back_ahead()
             self._wake.set()
 
     async def _retire(self) -> None:
