@@ -103,7 +103,8 @@ declare
   v_types bigint[] := types;
   v_any_name boolean := exists (
     select from tasklib.worker where worker.lost_at is null and worker.types is null);
-  v_type bigint := -9223372036854775808;
+  v_known bigint[] := array[]::bigint[];
+  v_type bigint;
   v_row record;
   v_count int := 0;
 begin
@@ -111,25 +112,42 @@ begin
   if v_type is not null and v_types is null and not v_any_name then
     v_types := tasklib._live_types();
   end if;
-
-  while v_type is not null and v_count < max_rows loop
+  while v_type is not null loop
     if v_any_name or v_type = any (v_types) then
-      for v_row in
-        delete from tasklib.parked
-        where parked.ctid = any (array(
-          select candidate.ctid from tasklib.parked as candidate
-          where candidate.type = v_type
-          order by candidate.type, candidate.task_id limit max_rows - v_count
-          for update skip locked))
-        returning parked.task_id, parked.attempt
-      loop
-        perform tasklib._route(v_row.task_id, v_row.attempt);
-        v_count := v_count + 1;
-      end loop;
+      v_known := v_known || v_type;
     end if;
     v_type := (
       select parked.type from tasklib.parked where parked.type > v_type
       order by parked.type, parked.task_id limit 1);
+  end loop;
+  if v_known = array[]::bigint[] then
+    return 0;
+  end if;
+
+  -- of all these names together, in the order in which they were enqueued
+  for v_row in
+    with oldest as materialized (
+      select candidate.place
+      from unnest(v_known) as known (type)
+        cross join lateral (
+          select parked.ctid as place, parked.task_id from tasklib.parked
+          where parked.type = known.type
+          order by parked.type, parked.task_id limit max_rows
+        ) as candidate
+      order by candidate.task_id limit max_rows
+    ),
+    gone as (
+      delete from tasklib.parked
+      where parked.ctid = any (array(
+        select candidate.ctid from tasklib.parked as candidate
+        where candidate.ctid = any (array(select oldest.place from oldest))
+        for update skip locked))
+      returning parked.task_id, parked.attempt
+    )
+    select gone.task_id, gone.attempt from gone order by gone.task_id
+  loop
+    perform tasklib._route(v_row.task_id, v_row.attempt);
+    v_count := v_count + 1;
   end loop;
   return v_count;
 end;

@@ -159,3 +159,10 @@ def test_parked_tasks_do_not_stand_in_front_of_others(conn):
 
     assert parked(conn) == 500
     assert claim_one(conn, worker).id == known
+
+
+def test_parked_tasks_of_several_names_come_back_in_the_order_of_their_enqueueing(conn):
+    ids = [enqueue(conn, name) for name in ("b", "a", "c", "a", "b", "c")]
+    worker = register(conn, "a", "b", "c")
+
+    assert [task.id for task in claim(conn, worker, 10)] == ids
