@@ -12,7 +12,7 @@ import subprocess
 import sys
 import textwrap
 import time
-from collections.abc import AsyncGenerator, Callable
+from collections.abc import AsyncGenerator, Callable, Generator
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -524,6 +524,15 @@ def script(tmp_path: Path) -> Callable[..., Path]:
     return write
 
 
+@pytest.fixture
+def worker(script: Callable[..., Path], database: str) -> Generator[subprocess.Popen[bytes]]:
+    """A worker that goes on until the test ends."""
+    process = subprocess.Popen([sys.executable, script(drain=False), database])
+    yield process
+    process.kill()
+    process.wait()
+
+
 def test_tasks_of_a_script_run_in_children(
     queue: SyncTaskQueue, script: Callable[..., Path], database: str
 ) -> None:
@@ -625,9 +634,8 @@ def test_a_child_imports_first_what_the_worker_was_started_with(
 
 @pytest.mark.parametrize("how", ["sleep", "c"])
 def test_children_die_with_their_parent(
-    queue: SyncTaskQueue, script: Callable[..., Path], database: str, note: Path, how: str
+    queue: SyncTaskQueue, worker: subprocess.Popen[bytes], note: Path, how: str
 ) -> None:
-    worker = subprocess.Popen([sys.executable, script(drain=False), database])
     queue.enqueue("script.hold", path=str(note), how=how)
     (pid,) = asyncio.run(pids(note))
     worker.kill()
@@ -637,9 +645,8 @@ def test_children_die_with_their_parent(
 
 
 def test_a_second_signal_ends_children_at_once(
-    queue: SyncTaskQueue, script: Callable[..., Path], database: str, note: Path
+    queue: SyncTaskQueue, worker: subprocess.Popen[bytes], note: Path
 ) -> None:
-    worker = subprocess.Popen([sys.executable, script(drain=False), database])
     task_id = queue.enqueue("script.hold", path=str(note), how="c")
     (pid,) = asyncio.run(pids(note))
     worker.send_signal(signal.SIGINT)
