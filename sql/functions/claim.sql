@@ -21,33 +21,108 @@ as $$
 declare
   v_worker tasklib.worker;
   v_picked tasklib.ready[];
+  v_now timestamptz;
 begin
   perform tasklib._check_queues(claim.queues);
-  if max_tasks is null or max_tasks not between 1 and 10000 then
-    perform tasklib._reject('TL001', 'max_tasks ' || tasklib._shown(max_tasks::text)
-      || ' is out of range', null, 'Pass 1 to 10000: as many tasks as can start soon.');
-  end if;
+  perform tasklib._check_max_tasks(claim.max_tasks);
   v_worker := tasklib._registration(claim.worker_id, lock => true);
 
-  v_picked := tasklib._pick(v_worker.types, claim.queues, claim.max_tasks);
-  if cardinality(v_picked) = 0 and tasklib._keep_house(look_again => true) then
-    v_picked := tasklib._pick(v_worker.types, claim.queues, claim.max_tasks);
+  v_picked := tasklib._take(v_worker, claim.queues, claim.max_tasks);
+  if cardinality(v_picked) = 0 then
+    return;
   end if;
-  if cardinality(v_picked) = claim.max_tasks
-    or v_worker.asleep_until is not null and cardinality(v_picked) > 0
-  then
-    perform tasklib._rouse(v_worker, claim.queues, cardinality(v_picked) = claim.max_tasks);
-  end if;
-  return query select * from tasklib._start(v_picked, claim.worker_id);
+
+  -- From ready rows to running ones. Reads each body once, at its place when that is still right: for the
+  -- timeout of the row that it inserts and for the row that it returns. Nothing in the plan can change
+  -- the order of the picks.
+  v_now := clock_timestamp();
+  return query
+    with started as materialized (
+      select pick.task_id, pick.lane, pick.type, pick.unique_until, pick.key, pick.attempt + 1 as attempt,
+        body.name, body.queue, body.kwargs, body.priority, body.tags, body.headers, body.created_at,
+        coalesce(body.max_retries, type.max_retries, 3)::int as max_retries,
+        coalesce(body.timeout_seconds, type.timeout_seconds) as timeout_seconds
+      from unnest(v_picked)
+          as pick (task_id, lane, pos, type, attempt, holds_key, unique_until, place, key)
+        cross join lateral (
+          (select task.* from tasklib.task
+            where task.ctid = pick.place and task.id = pick.task_id)
+          union all
+          (select task.* from tasklib.task where task.id = pick.task_id)
+          limit 1
+        ) as body
+        left join lateral (
+          select known.* from tasklib.task_type as known where known.type = pick.type offset 0
+        ) as type on true
+    ),
+    running as (
+      insert into tasklib.running (task_id, worker_id, started_at, deadline, lane, type, attempt,
+        unique_until, key)
+      select started.task_id, claim.worker_id, v_now,
+        v_now + make_interval(secs => started.timeout_seconds),
+        started.lane, started.type, started.attempt, started.unique_until, started.key
+      from started
+    )
+    select started.task_id, started.attempt, started.name, started.queue, started.kwargs,
+      started.priority::int,
+      case when started.attempt = 1 then 0
+        else tasklib._retry_count(started.task_id, started.attempt) end,
+      started.max_retries, started.timeout_seconds, started.tags, started.headers,
+      started.created_at, v_now
+    from started;
 
   -- not before they run: housekeeping takes the gate of a task that is nowhere for one that was left
-  if cardinality(v_picked) between 1 and claim.max_tasks - 1 then
+  if cardinality(v_picked) < claim.max_tasks then
     perform tasklib._keep_house(look_again => false);
   end if;
 end;
 $$;
 comment on function tasklib.claim(uuid, text[], int) is
   'Hand out up to max_tasks due tasks of names that the worker registered: by priority, then queue in the order given, then the order in which they became ready. Rows that other sessions hold are skipped. Each row is an attempt that must be ended by complete, fail, finish, release or snooze with (id, worker_id, attempt). Finding too little, it does some housekeeping first. Commit at once: until then nobody sees that the tasks run. Errors: TL001, TL007 the worker is not registered, TL011.';
+
+create or replace function tasklib._check_max_tasks(max_tasks int)
+  returns void
+  language plpgsql
+  immutable
+  set search_path = pg_catalog, pg_temp
+as $$
+begin
+  if max_tasks is null or max_tasks not between 1 and 10000 then
+    perform tasklib._reject('TL001', 'max_tasks ' || tasklib._shown(max_tasks::text)
+      || ' is out of range', null, 'Pass 1 to 10000: as many tasks as can start soon.');
+  end if;
+end;
+$$;
+comment on function tasklib._check_max_tasks(int) is
+  'Internal. Raises TL001 unless a claim may ask for so many.';
+
+create or replace function tasklib._take(worker tasklib.worker, queues text[], max_tasks int)
+  returns tasklib.ready[]
+  language plpgsql
+  volatile
+  set search_path = pg_catalog, pg_temp
+as $$
+declare
+  v_picked tasklib.ready[] := tasklib._pick(worker.types, queues, max_tasks);
+begin
+  if cardinality(v_picked) = 0 and tasklib._keep_house(look_again => true) then
+    v_picked := tasklib._pick(worker.types, queues, max_tasks);
+  end if;
+  if cardinality(v_picked) = 0 then
+    return v_picked;
+  end if;
+  if cardinality(v_picked) = max_tasks or worker.asleep_until is not null then
+    perform tasklib._rouse(worker, queues, cardinality(v_picked) = max_tasks);
+  end if;
+  if exists (select from unnest(v_picked) as pick where pick.unique_until = 's') then
+    perform tasklib._free_unique_keys((
+      select array_agg(pick.task_id) from unnest(v_picked) as pick where pick.unique_until = 's'));
+  end if;
+  return v_picked;
+end;
+$$;
+comment on function tasklib._take(tasklib.worker, text[], int) is
+  'Internal. Takes up to max_tasks of the best ready tasks out of ready, for this worker to run.';
 
 -- A worker that took all it had room for passes the notification on while there is more: so one task
 -- wakes one worker, and a thousand wake all.
@@ -269,67 +344,6 @@ end;
 $$;
 comment on function tasklib._first_lane(bigint, bigint, bigint[]) is
   'Internal. The lane of the first task between two lanes; null when there is none.';
-
--- From ready rows to running ones. Reads each body once, at its place when that is still right: for the
--- timeout of the row that it inserts and for the row that it returns.
-create or replace function tasklib._start(picked tasklib.ready[], worker_id uuid)
-  returns setof tasklib.claimed
-  language plpgsql
-  volatile
-  set search_path = pg_catalog, pg_temp
-as $$
-declare
-  v_now timestamptz;
-begin
-  if cardinality(picked) = 0 then
-    return;
-  end if;
-  if exists (select from unnest(picked) as pick where pick.unique_until = 's') then
-    perform tasklib._free_unique_keys((
-      select array_agg(pick.task_id) from unnest(picked) as pick where pick.unique_until = 's'));
-  end if;
-
-  v_now := clock_timestamp();
-  return query
-    with started as materialized (
-      select pick.task_id, pick.lane, pick.type, pick.unique_until, pick.key, pick.attempt + 1 as attempt,
-        body.name, body.queue, body.kwargs, body.priority, body.tags, body.headers, body.created_at,
-        coalesce(body.max_retries, type.max_retries, 3)::int as max_retries,
-        coalesce(body.timeout_seconds, type.timeout_seconds) as timeout_seconds,
-        pick.n
-      from unnest(picked) with ordinality
-          as pick (task_id, lane, pos, type, attempt, holds_key, unique_until, place, key, n)
-        cross join lateral (
-          (select task.* from tasklib.task
-            where task.ctid = pick.place and task.id = pick.task_id)
-          union all
-          (select task.* from tasklib.task where task.id = pick.task_id)
-          limit 1
-        ) as body
-        left join lateral (
-          select known.* from tasklib.task_type as known where known.type = pick.type offset 0
-        ) as type on true
-    ),
-    running as (
-      insert into tasklib.running (task_id, worker_id, started_at, deadline, lane, type, attempt,
-        unique_until, key)
-      select started.task_id, _start.worker_id, v_now,
-        v_now + make_interval(secs => started.timeout_seconds),
-        started.lane, started.type, started.attempt, started.unique_until, started.key
-      from started
-    )
-    select started.task_id, started.attempt, started.name, started.queue, started.kwargs,
-      started.priority::int,
-      case when started.attempt = 1 then 0
-        else tasklib._retry_count(started.task_id, started.attempt) end,
-      started.max_retries, started.timeout_seconds, started.tags, started.headers,
-      started.created_at, v_now
-    from started
-    order by started.n;
-end;
-$$;
-comment on function tasklib._start(tasklib.ready[], uuid) is
-  'Internal. Makes picked tasks run with a worker and returns them as claim does.';
 
 create or replace function tasklib._retry_count(task_id uuid, attempt int)
   returns int

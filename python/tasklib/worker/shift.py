@@ -35,6 +35,8 @@ AHEAD_SECONDS = 1.0
 GATHER_SECONDS = 0.05
 # A thread that has not come back so long after the timeout of its task will not soon.
 STUCK_SECONDS = 5.0
+# What makes a call worth its while when more could be sent or claimed a little later.
+ENOUGH = 150
 # Tasks that end at once must not keep the loop from everything else.
 STARTS_AT_ONCE = 50
 
@@ -130,7 +132,7 @@ class Shift:
         slots = self._settings.concurrency
         target = slots + self._ahead_allowed()
         room = target - len(self._busy) - len(self._ahead)
-        if self._ahead and room * 2 < target:
+        if self._ahead and room < min(target // 2, ENOUGH):
             return 0
         return max(0, min(room, self.limits.left(self._stats.claimed)))
 
@@ -148,7 +150,7 @@ class Shift:
         if not count or not self._ahead:
             return count > 0
         is_late = self._loop.time() - self._settled_at > GATHER_SECONDS
-        return is_late or count >= len(self._ahead)
+        return is_late or count >= min(len(self._ahead), ENOUGH)
 
     async def _exchange(self, room: int) -> None:
         """Send what has ended, and claim, in one call when both are to be done."""
@@ -167,7 +169,8 @@ class Shift:
         if self._stopping:  # while the answer was on its way
             self._give_back_ahead()
         if self._ahead:
-            self._start_ahead()
+            # Not at once: when there is more to send, the database shall not wait for it.
+            self._loop.call_soon(self._start_ahead)
         if self._pulse is None and self._board.runs:
             self._beat()
         await self._retire()
