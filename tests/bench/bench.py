@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import signal
 import sys
 import time
 from dataclasses import replace
@@ -120,6 +121,8 @@ def main() -> None:
     if options.render:
         page.write(Results.read(options.render))
         return
+    # So that workers and servers end, too.
+    signal.signal(signal.SIGTERM, lambda number, _: sys.exit(128 + number))
     install.make_cache()
     scale = QUICK if options.quick else Scale()
     if options.tasks:

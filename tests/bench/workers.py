@@ -107,7 +107,7 @@ class Crew(Generic[StoreT]):
         return path.stat().st_size * EVERY if path.exists() else 0
 
     def look(self, until: float) -> None:
-        """See to the memory and to whether all is well.
+        """See to the memory, now and then, and to whether all is well.
 
         Raises:
             Failure: It is not, or the time is up.
@@ -121,6 +121,11 @@ class Crew(Generic[StoreT]):
         for process in self.processes:
             if process.poll() is not None:
                 raise Failure(f"{self.peer.name}: the worker ended; {self.said()}")
+        self.weigh()
+
+    def weigh(self) -> None:
+        """See to the memory."""
+        for process in self.processes:
             self.peak_mib = max(self.peak_mib, machine.pss_mib(machine.tree(process.pid)))
 
     def said(self) -> str:

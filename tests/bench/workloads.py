@@ -78,7 +78,7 @@ def _drain_what_waits(server: Server, peer: Peer, tasks: int, processes: int) ->
 def _drained(team: Crew[Any], watch: Stopwatch, tasks: int) -> Figures:
     team.wait_done(tasks, watch.started + PATIENCE_SECONDS)
     figures = watch.figures(tasks)
-    team.look(time.monotonic() + PATIENCE_SECONDS)
+    team.weigh()
     return figures | {"pss_mib": team.peak_mib}
 
 
@@ -224,7 +224,7 @@ def _clients(server: Server, peer: Peer, scale: Scale, mode: str, notify: str) -
             session.execute(peer.silence or "")  # pyright: ignore
         if mode == "busy":
             session.execute(peer.occupy, [int(200 * (scale.clients_seconds + 3))])  # pyright: ignore
-            time.sleep(1)
+            time.sleep(scale.settle)
         return _pgbench(team, scale.clients_seconds)
 
 
