@@ -224,10 +224,13 @@ class AsyncConnections:
         room = self._rooms.setdefault(
             asyncio.get_running_loop(), asyncio.Semaphore(self._config.pool_size)
         )
-        try:
-            await asyncio.wait_for(room.acquire(), WAIT_SECONDS)
-        except TimeoutError:
-            raise _all_busy(self._config) from None
+        if not room.locked():
+            await room.acquire()  # at once: a timeout would cost turns of the loop
+        else:
+            try:
+                await asyncio.wait_for(room.acquire(), WAIT_SECONDS)
+            except TimeoutError:
+                raise _all_busy(self._config) from None
         try:
             connection = _take(self) or await aconnect(self._config)
             try:

@@ -15,7 +15,24 @@ $$;
 comment on function tasklib._may_notify(timestamptz) is
   'Internal. Some worker sleeps, and nobody has notified since it fell asleep or within 50 ms.';
 
-create or replace function tasklib._wake(specs tasklib.task_spec[], now timestamptz)
+create or replace function tasklib._wake(queue text, now timestamptz)
+  returns void
+  language plpgsql
+  volatile
+  set search_path = pg_catalog, pg_temp
+as $$
+begin
+  if tasklib._may_notify(now) and not exists (
+    select from tasklib.queue as settings where settings.name = _wake.queue and not settings.notify)
+  then
+    perform tasklib._notify(queue, now);
+  end if;
+end;
+$$;
+comment on function tasklib._wake(text, timestamptz) is
+  'Internal. Notifies sleeping workers of a task in a queue, when there are any.';
+
+create or replace function tasklib._wake_for(specs tasklib.task_spec[], now timestamptz)
   returns void
   language plpgsql
   volatile
@@ -33,15 +50,15 @@ begin
     left join tasklib.queue as settings
       on settings.name = coalesce(spec.queue, type.queue, 'default')
   where coalesce(settings.notify, true)
-    and tasklib._milliseconds(coalesce(spec.scheduled_at, _wake.now + coalesce(spec.delay, '0')))
+    and tasklib._milliseconds(coalesce(spec.scheduled_at, _wake_for.now + coalesce(spec.delay, '0')))
       < (select last_value from tasklib.asleep_until);
   if v_queue is not null then
     perform tasklib._notify(v_queue, now);
   end if;
 end;
 $$;
-comment on function tasklib._wake(tasklib.task_spec[], timestamptz) is
-  'Internal. Notifies sleeping workers of new tasks, when there are any.';
+comment on function tasklib._wake_for(tasklib.task_spec[], timestamptz) is
+  'Internal. The same for tasks of several queues, of which some are for later.';
 
 -- Two are named, as the first may have died in its sleep. Any is as good as another: random, so that
 -- one which does not answer is not asked again and again.

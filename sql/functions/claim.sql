@@ -259,6 +259,8 @@ declare
   v_pos bigint := 0;
   v_stop bigint;
   v_budget int := max_tasks + 1000;
+  v_asked int;
+  v_got int;
   v_noted bigint[];
   v_keyed boolean;
 begin
@@ -271,6 +273,7 @@ begin
 
     -- again while some of what was picked had to wait for its concurrency key
     while v_lane <= v_stop and cardinality(v_all) < max_tasks and v_budget > 0 loop
+      v_asked := max_tasks - cardinality(v_all);
       with picked as materialized (
         select candidate.ctid as place, candidate as task
         from tasklib.ready as candidate
@@ -278,7 +281,7 @@ begin
           and candidate.lane <= v_stop
           and (types is null or candidate.type = any (types))
         order by candidate.lane, candidate.pos
-        limit max_tasks - cardinality(v_all)
+        limit v_asked
         for update skip locked
       ),
       gone as (
@@ -290,7 +293,8 @@ begin
         into v_picked, v_noted, v_keyed
       from picked;
       exit when v_picked is null;
-      v_budget := v_budget - cardinality(v_picked);
+      v_got := cardinality(v_picked);
+      v_budget := v_budget - v_got;
       if v_noted is not null then
         perform tasklib._note_lanes(v_noted);
       end if;
@@ -298,6 +302,7 @@ begin
         v_picked := tasklib._open_gates(v_picked);
       end if;
       v_all := v_all || v_picked;
+      exit when v_got < v_asked;
     end loop;
 
     exit when v_mark.lane is null or cardinality(v_all) >= max_tasks or v_budget <= 0;

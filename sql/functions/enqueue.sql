@@ -103,7 +103,7 @@ begin
     tasklib._key(v_queue, spec.concurrency_key));
 
   if v_known.asleep_until > tasklib._milliseconds(v_now) then
-    perform tasklib._wake(array[spec], v_now);
+    perform tasklib._wake(v_queue, v_now);
   end if;
   return v_id;
 end;
@@ -211,7 +211,7 @@ begin
     perform tasklib._insert_rest(v_ids, v_now, v_any_name);
   end if;
   if (select last_value from tasklib.asleep_until) > extract(epoch from v_now)::float8 * 1000 then
-    perform tasklib._wake(specs, v_now);
+    perform tasklib._wake_for(specs, v_now);
   end if;
   return query
     select coalesce(v_twins[n], v_ids[n]), v_twins is null or v_twins[n] is null

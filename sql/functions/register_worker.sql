@@ -49,6 +49,7 @@ as $$
 declare
   v_types bigint[] := array[]::bigint[];
   v_item record;
+  v_new tasklib.task_type;
 begin
   if task_types is null then
     insert into tasklib.task_type (type, updated_at, name)
@@ -71,24 +72,28 @@ begin
     order by 2
   loop
     perform tasklib._check_task_type(v_item.name, v_item.options);
-    insert into tasklib.task_type as known (type, updated_at, name, queue, priority, max_retries,
-      timeout_seconds, max_crashes, backoff)
-    values (tasklib._type_of(v_item.name), _store_task_types.now, v_item.name,
-      v_item.options ->> 'queue', (v_item.options -> 'priority')::int,
-      (v_item.options -> 'max_retries')::int, (v_item.options -> 'timeout_seconds')::float8,
-      (v_item.options -> 'max_crashes')::int, v_item.options -> 'backoff')
-    on conflict (type) do update
-      set updated_at = excluded.updated_at,
-          queue = excluded.queue,
-          priority = excluded.priority,
-          max_retries = excluded.max_retries,
-          timeout_seconds = excluded.timeout_seconds,
-          max_crashes = excluded.max_crashes,
-          backoff = excluded.backoff
-      where not v_item.plain and (known.queue, known.priority, known.max_retries, known.timeout_seconds,
-          known.max_crashes, known.backoff)
-        is distinct from (excluded.queue, excluded.priority, excluded.max_retries,
-          excluded.timeout_seconds, excluded.max_crashes, excluded.backoff);
+    v_new := row(tasklib._type_of(v_item.name), _store_task_types.now,
+      (v_item.options -> 'timeout_seconds')::float8, (v_item.options -> 'max_retries')::int,
+      (v_item.options -> 'priority')::int, (v_item.options -> 'max_crashes')::int, v_item.name,
+      v_item.options ->> 'queue', v_item.options -> 'backoff');
+    -- not `on conflict (type) do update`: a worker that stores the same name at the same moment would
+    -- still be an error of the other unique index
+    insert into tasklib.task_type select v_new.* on conflict do nothing;
+    if not found and not v_item.plain then
+      update tasklib.task_type as known
+      set updated_at = v_new.updated_at,
+          queue = v_new.queue,
+          priority = v_new.priority,
+          max_retries = v_new.max_retries,
+          timeout_seconds = v_new.timeout_seconds,
+          max_crashes = v_new.max_crashes,
+          backoff = v_new.backoff
+      where known.type = v_new.type
+        and (known.queue, known.priority, known.max_retries, known.timeout_seconds, known.max_crashes,
+          known.backoff)
+        is distinct from (v_new.queue, v_new.priority, v_new.max_retries, v_new.timeout_seconds,
+          v_new.max_crashes, v_new.backoff);
+    end if;
     v_types := v_types || tasklib._type_of(v_item.name);
   end loop;
   return v_types;

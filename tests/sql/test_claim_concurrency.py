@@ -4,6 +4,10 @@ from __future__ import annotations
 
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
+from threading import Barrier
+
+from psycopg import Connection
+from psycopg.types.json import Jsonb
 
 from sql.support import (
     blocked,
@@ -109,3 +113,16 @@ def test_a_crash_during_a_claim_leaves_the_task_where_it_was(conn, make_conn):
     while not held:  # the server notices after a moment
         held = claim(conn, worker)
     assert (held[0].id, held[0].attempt) == (task_id, 1)
+
+
+def test_workers_that_store_the_same_new_name_at_the_same_moment_both_register(make_conn):
+    conns = [make_conn() for _ in range(4)]
+    together = Barrier(len(conns))
+
+    def register_all(conn: Connection) -> None:
+        for n in range(100):
+            together.wait(30)
+            run(conn, "select tasklib.register_worker(task_types => %s)", Jsonb([f"app.t{n}"]))
+
+    with ThreadPoolExecutor(len(conns)) as pool:
+        list(pool.map(register_all, conns))
