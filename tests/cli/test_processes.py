@@ -410,6 +410,21 @@ def test_a_worker_alone_executes_itself_again(
     assert log.count("TaskLib") == 1
 
 
+def test_a_worker_that_makes_room_and_is_stopped_stays_away(
+    cli: Cli, start: Start, conn: Connection[Any], tmp_path: Path
+) -> None:
+    cli("enqueue", "app.hold")
+    command = start("app", "--max-tasks", "1")
+    command.says("making room")
+
+    command.process.terminate()
+    command.says("stopping: 1 tasks are running")
+    (tmp_path / "go").touch()
+
+    assert command.ends().count("takes tasks") == 1
+    assert states(conn) == ["completed"]
+
+
 def test_a_process_that_has_grown_is_replaced_between_tasks(
     cli: Cli, start: Start, conn: Connection[Any]
 ) -> None:
@@ -501,7 +516,7 @@ def test_a_task_that_runs_when_its_code_changes_starts_anew(
     cli: Cli, start: Start, conn: Connection[Any], tmp_path: Path
 ) -> None:
     cli("enqueue", "app.wait", "seconds=600")
-    command = start("app", "--reload")
+    command = start("app", "--reload", "--shutdown-timeout", "600")
     until(is_state(conn, "running"))
 
     (tmp_path / "app.py").write_text(TASKS.replace("time.sleep(seconds)\n", "pass\n", 1))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable
 from typing import Any
 
@@ -87,4 +88,7 @@ def let_go_when_it_says_so(monkeypatch: pytest.MonkeyPatch, holder: Connection[A
         holder.close()
 
     monkeypatch.setattr("tasklib.cli.schema.say_to_stderr", say)
+    late = threading.Timer(30, holder.close)
+    late.daemon = True
+    late.start()
     return said
