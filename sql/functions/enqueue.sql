@@ -35,10 +35,7 @@ begin
   if enqueue.delay is null and enqueue.scheduled_at is null and enqueue.tags is null
     and enqueue.unique_key is null
   then
-    v_task.id := tasklib._insert_task(v_spec);
-    if v_task.id is not null then
-      return v_task.id;
-    end if;
+    return tasklib._insert_task(v_spec);
   end if;
 
   select made.id, made.created into v_task from tasklib._insert_tasks(array[v_spec], false) as made;
@@ -54,9 +51,8 @@ comment on function tasklib.enqueue(
 ) is
   'Insert one task in the caller''s transaction and return its id; the task exists when that transaction commits. An option left out (or null) is taken from the defaults that a worker registered for the name, when it is needed. When an unfinished task of the queue holds unique_key, nothing is inserted and its id is returned with a notice. Errors: TL001 invalid argument, TL002 limit exceeded.';
 
--- One task that can go at once, of a known name: what nearly every call of enqueue is. It does what
--- _insert_tasks does, in statements so plain that they take a third of the time; everything else goes
--- there.
+-- One task that can go at once: what nearly every call of enqueue is. It does what _insert_tasks does, in
+-- statements so plain that they take a third of the time; everything else goes there.
 create or replace function tasklib._insert_task(spec tasklib.task_spec)
   returns uuid
   language plpgsql
@@ -70,6 +66,7 @@ declare
   v_queue text;
   v_priority int;
   v_type bigint;
+  v_key bigint;
   v_place tid;
 begin
   perform pg_current_xact_id();
@@ -84,9 +81,6 @@ begin
     known.type is not null or exists (select from tasklib.task_type where task_type.type = 0) as is_known
     into v_known
   from tasklib.config left join tasklib.task_type as known on known.name = spec.name;
-  if not v_known.is_known then
-    return null;
-  end if;
   v_id := tasklib._new_id(v_known.shard);
   v_queue := coalesce(spec.queue, v_known.queue, 'default');
   v_priority := coalesce(spec.priority, v_known.priority, 0);
@@ -98,9 +92,13 @@ begin
     spec.queue is not null, spec.priority is not null, spec.name, v_queue, tasklib._caller(),
     spec.kwargs, spec.headers, spec.backoff, spec.concurrency_key)
   returning task.ctid into v_place;
-  insert into tasklib.ready (task_id, lane, type, attempt, place, key)
-  values (v_id, tasklib._lane(v_queue, v_priority), v_type, 0, v_place,
-    tasklib._key(v_queue, spec.concurrency_key));
+  v_key := tasklib._key(v_queue, spec.concurrency_key);
+  if v_known.is_known then
+    insert into tasklib.ready (task_id, lane, type, attempt, place, key)
+    values (v_id, tasklib._lane(v_queue, v_priority), v_type, 0, v_place, v_key);
+  else
+    insert into tasklib.parked (type, task_id, attempt, key) values (v_type, v_id, 0, v_key);
+  end if;
 
   if v_known.asleep_until > tasklib._milliseconds(v_now) then
     perform tasklib._wake(v_queue, v_now);
@@ -109,7 +107,7 @@ begin
 end;
 $$;
 comment on function tasklib._insert_task(tasklib.task_spec) is
-  'Internal. Checks and inserts one task without unique key, tags and time; null when its name is not known.';
+  'Internal. Checks and inserts one task without unique key, tags and time.';
 
 create or replace function tasklib._is_plain(spec tasklib.task_spec)
   returns boolean
