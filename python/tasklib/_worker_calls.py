@@ -80,11 +80,27 @@ class Idle:
 
 @dataclass(frozen=True, slots=True)
 class Exchanged:
-    """What one call told: the fate of what was sent, the new tasks, seconds until the next one."""
+    """What one call told; what it takes to read it can wait until the next call is under way.
 
-    statuses: Sequence[str]
-    claimed: Sequence[Claimed]
-    wait: float | None
+    Attributes:
+        rows: One for each task.
+        told: How each attempt that was sent ended, as one text.
+        wait: Seconds until the next task is due, when the worker said that it sleeps.
+    """
+
+    rows: Rows
+    told: str | None = None
+    wait: float | None = None
+
+    @property
+    def statuses(self) -> list[str]:
+        """What became of each attempt that was sent, in the same order."""
+        return self.told.split(",") if self.told else []
+
+    @property
+    def claimed(self) -> list[Claimed]:
+        """The new tasks, best first."""
+        return [Claimed._make(row) for row in self.rows]
 
 
 # Each part reads from the one before it, so that they are done in this order.
@@ -108,16 +124,23 @@ asleep as materialized (
   select ended.statuses, null::float8 + ended.count as wait from ended
 )"""
 _CLAIM: LiteralString = """
-select asleep.statuses, asleep.wait, null as id, null as attempt, null as name, null as queue,
-  null as kwargs, null as retry_count, null as max_retries, null as timeout_seconds,
-  null as tags, null as headers
+select asleep.statuses, null::int, null::text, null::text, null::text, null::int, null::int,
+  asleep.wait, null::text, null::text
 from asleep
 union all
-select null, null, task.id::text, task.attempt, task.name, task.queue, task.kwargs::text,
+select task.id::text, task.attempt, task.name, task.queue, task.kwargs::text,
   task.retry_count, task.max_retries, task.timeout_seconds, task.tags::text, task.headers::text
 from asleep cross join lateral tasklib.claim(worker_id => %(worker_id)s::uuid,
   queues => %(queues)s::text[],
   max_tasks => %(max_tasks)s::int + coalesce(0 * asleep.wait, 0)::int) as task
+"""
+
+
+_CLAIM_ALONE: LiteralString = """
+select task.id::text, task.attempt, task.name, task.queue, task.kwargs::text,
+  task.retry_count, task.max_retries, task.timeout_seconds, task.tags::text, task.headers::text
+from tasklib.claim(worker_id => %(worker_id)s::uuid, queues => %(queues)s::text[],
+  max_tasks => %(max_tasks)s::int) as task
 """
 
 
@@ -146,16 +169,21 @@ def exchange(
         params |= ended.params
     if idle is not None:
         params |= {"max_wait": idle.max_wait_seconds, "for_long": idle.for_long}
+    if ended is None and idle is None:
+        return Call(_CLAIM_ALONE, params, _claimed)
     finish = _NOTHING_ENDED if ended is None else _FINISH
     return Call(
         "with " + finish + "," + (_AWAKE if idle is None else _IDLE) + _CLAIM, params, _exchanged
     )
 
 
+def _claimed(rows: Rows) -> Exchanged:
+    return Exchanged(rows)
+
+
 def _exchanged(rows: Rows) -> Exchanged:
-    statuses, wait, *_ = rows[0]
-    claimed = [Claimed._make(row[2:]) for row in rows[1:]]
-    return Exchanged(statuses.split(",") if statuses else (), claimed, wait)
+    first, *others = rows
+    return Exchanged(others, told=first[0], wait=first[7])
 
 
 def finish(ended: Ended) -> Call[Sequence[str]]:

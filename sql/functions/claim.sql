@@ -114,10 +114,6 @@ begin
   if cardinality(v_picked) = max_tasks or worker.asleep_until is not null then
     perform tasklib._rouse(worker, queues, cardinality(v_picked) = max_tasks);
   end if;
-  if exists (select from unnest(v_picked) as pick where pick.unique_until = 's') then
-    perform tasklib._free_unique_keys((
-      select array_agg(pick.task_id) from unnest(v_picked) as pick where pick.unique_until = 's'));
-  end if;
   return v_picked;
 end;
 $$;
@@ -164,7 +160,7 @@ as $$
 begin
   if queues is null or array_ndims(queues) is distinct from 1
     or cardinality(queues) not between 1 and 1000
-    or exists (select from unnest(queues) as given (name) where given.name is null)
+    or array_position(queues, null) is not null
   then
     perform tasklib._reject('TL001', 'queues must be a list of 1 to 1000 names, got '
       || tasklib._shown(queues::text), null, 'Pass queues => ''{default,mail}''.');
@@ -263,6 +259,7 @@ declare
   v_got int;
   v_noted bigint[];
   v_keyed boolean;
+  v_starting boolean;
 begin
   loop
     select mark.lane, mark.low_pos into v_mark
@@ -289,8 +286,9 @@ begin
       )
       select array_agg(picked.task),
           array_agg((picked.task).lane) filter (where (picked.task).pos % 127 = 0),
-          bool_or((picked.task).key is not null)
-        into v_picked, v_noted, v_keyed
+          bool_or((picked.task).key is not null),
+          bool_or((picked.task).unique_until = 's')
+        into v_picked, v_noted, v_keyed, v_starting
       from picked;
       exit when v_picked is null;
       v_got := cardinality(v_picked);
@@ -300,6 +298,10 @@ begin
       end if;
       if v_keyed then
         v_picked := tasklib._open_gates(v_picked);
+      end if;
+      if v_starting then
+        perform tasklib._free_unique_keys((
+          select array_agg(pick.task_id) from unnest(v_picked) as pick where pick.unique_until = 's'));
       end if;
       v_all := v_all || v_picked;
       exit when v_got < v_asked;

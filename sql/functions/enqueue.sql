@@ -60,7 +60,7 @@ create or replace function tasklib._insert_task(spec tasklib.task_spec)
   set search_path = pg_catalog, pg_temp
 as $$
 declare
-  v_now timestamptz;
+  v_now timestamptz := clock_timestamp();
   v_known record;
   v_id uuid;
   v_queue text;
@@ -69,10 +69,6 @@ declare
   v_key bigint;
   v_place tid;
 begin
-  perform pg_current_xact_id();
-  lock table tasklib.ready, tasklib.delayed in row exclusive mode;
-  v_now := clock_timestamp();
-
   if tasklib._is_plain(spec) is not true then
     perform tasklib._check_spec(spec, null);
   end if;
@@ -93,6 +89,7 @@ begin
     spec.kwargs, spec.headers, spec.backoff, spec.concurrency_key)
   returning task.ctid into v_place;
   v_key := tasklib._key(v_queue, spec.concurrency_key);
+  -- the body has taken the transaction id, the plan takes the lock on ready: both before the position
   if v_known.is_known then
     insert into tasklib.ready (task_id, lane, type, attempt, place, key)
     values (v_id, tasklib._lane(v_queue, v_priority), v_type, 0, v_place, v_key);
@@ -133,9 +130,8 @@ comment on function tasklib._is_plain(tasklib.task_spec) is
   'Internal. A name and a few arguments, within the limits, and nothing else: needs no further look.';
 
 -- Any number of tasks of any kind. Rows are inserted in the order of specs: ids and positions ascend
--- with it. The transaction id and the locks that show tick a writer are taken before the clock and
--- before any position, here and in _insert_task: the proof of the low-water marks (see _safe) rests on
--- that.
+-- with it. The transaction id and the locks that show tick a writer are taken before the clock (for
+-- tasks of later) and before any position: the proof of the low-water marks (see _safe) rests on that.
 create or replace function tasklib._insert_tasks(specs tasklib.task_spec[], batch boolean)
   returns setof tasklib.enqueued
   language plpgsql

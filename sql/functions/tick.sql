@@ -68,7 +68,7 @@ comment on function tasklib._tick(int) is
   'Internal. One round of housekeeping; the caller has locked its row.';
 
 -- For consumers without housekeeping of their own: claim calls it when it found too little. A full tick
--- when the last one is a second old; in between only what lets a task that is due go at once.
+-- when the last one is two seconds old; in between only what lets a task that is due go at once.
 create or replace function tasklib._keep_house(look_again boolean)
   returns boolean
   language plpgsql
@@ -82,7 +82,7 @@ begin
   if current_setting('transaction_isolation') <> 'read committed' then
     return false;
   end if;
-  if tasklib._last_note() > clock_timestamp() - interval '1 second' then
+  if tasklib._last_note() > clock_timestamp() - interval '2 seconds' then
     if look_again then
       v_count := tasklib._promote(100, null);
       if v_count > 0 then

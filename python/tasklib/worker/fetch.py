@@ -54,6 +54,25 @@ class Unregistered(Exception):
         self.worker_id = worker_id
 
 
+@dataclass(frozen=True, slots=True)
+class Delivery:
+    """The answer to a call, not yet looked into.
+
+    Attributes:
+        worker_id: The registration that called.
+        batch: What it sent along.
+        answer: What the database said.
+    """
+
+    worker_id: str
+    batch: Batch
+    answer: Exchanged
+
+    def __len__(self) -> int:
+        """Return how many tasks it brought."""
+        return len(self.answer.rows)
+
+
 class Fetcher:
     """Claims under the current registration, and sends along what has ended under it.
 
@@ -124,12 +143,15 @@ class Fetcher:
             extra={"worker_id": worker_id},
         )
 
-    async def fetch(self, room: int, batch: Batch) -> list[Run]:
+    async def fetch(self, room: int, batch: Batch) -> Delivery | None:
         """Claim as many tasks as there is room for; none while the database is away.
 
         Args:
             room: How many tasks could start soon.
             batch: What has ended under the current registration; sent with the same call.
+
+        Returns:
+            What has to be taken in by `receive`.
 
         Raises:
             Unregistered: The registration has ended.
@@ -137,7 +159,7 @@ class Fetcher:
         worker_id = self._board.current
         if worker_id is None:
             await self.register()
-            return []
+            return None
         now = self._loop.time()
         is_planned = now >= self._pace.next_look
         idle = None
@@ -158,22 +180,22 @@ class Fetcher:
             raise Unregistered(worker_id) from error
         except Exception as error:
             await self._recover(error, batch)
-            return []
+            return None
         except BaseException:
             self._finisher.put_back(batch)
             raise
-        if batch:
-            self._finisher.note(batch, answer.statuses)
-        runs = self._noted(answer, worker_id)
+        self._stats.claimed += len(answer.rows)
         await self._plan(answer, room, idle, is_planned=is_planned)
-        return runs
+        return Delivery(worker_id, batch, answer)
 
-    def _noted(self, answer: Exchanged, worker_id: str) -> list[Run]:
-        now = self._loop.time()
-        self._stats.claimed += len(answer.claimed)
-        if answer.claimed:
-            self._load.claimed(max(len(claimed.kwargs) for claimed in answer.claimed))
-        return [self._board.add(claimed, worker_id, now) for claimed in answer.claimed]
+    def receive(self, delivery: Delivery) -> list[Run]:
+        """Take in what a call brought: how the attempts of its batch ended, and new ones."""
+        if delivery.batch:
+            self._finisher.note(delivery.batch, delivery.answer.statuses)
+        claimed, now = delivery.answer.claimed, self._loop.time()
+        if claimed:
+            self._load.claimed(max(len(task.kwargs) for task in claimed))
+        return [self._board.add(task, delivery.worker_id, now) for task in claimed]
 
     async def _recover(self, error: Exception, batch: Batch) -> None:
         if is_infrastructure(error):
@@ -191,7 +213,7 @@ class Fetcher:
     async def _plan(
         self, answer: Exchanged, room: int, idle: Idle | None, *, is_planned: bool
     ) -> None:
-        found, now = len(answer.claimed), self._loop.time()
+        found, now = len(answer.rows), self._loop.time()
         if self._settings.drain:
             await self._keep_house(found)
         if idle is not None and idle.for_long and self._board.current is not None:

@@ -14,7 +14,7 @@ from tasklib.worker import outcome as ends
 from tasklib.worker.board import Board, tell_to_stop
 from tasklib.worker.context import Run
 from tasklib.worker.execute import Executor
-from tasklib.worker.fetch import Fetcher, Settings, Unregistered
+from tasklib.worker.fetch import Delivery, Fetcher, Settings, Unregistered
 from tasklib.worker.finish import Finisher, WorkerStats
 from tasklib.worker.keeper import Keeper
 from tasklib.worker.limits import Limits
@@ -71,6 +71,7 @@ class Shift:
         )
         self._ahead: deque[Run] = deque()
         self._busy: set[Run] = set()
+        self._incoming = 0
         self._is_starting = False
         self._settled_at = 0.0
         self._stopping = False
@@ -131,8 +132,8 @@ class Shift:
         """Return how many tasks to claim; none while enough wait here, so that calls are few."""
         slots = self._settings.concurrency
         target = slots + self._ahead_allowed()
-        room = target - len(self._busy) - len(self._ahead)
-        if self._ahead and room < min(target // 2, ENOUGH):
+        room = target - len(self._busy) - len(self._ahead) - self._incoming
+        if (self._ahead or self._incoming) and room < min(target // 2, ENOUGH):
             return 0
         return max(0, min(room, self.limits.left(self._stats.claimed)))
 
@@ -146,11 +147,11 @@ class Shift:
 
     def _must_finish(self) -> bool:
         """Tell whether to send outcomes now: more of them are coming while others wait here."""
-        count = len(self._finisher)
-        if not count or not self._ahead:
+        count, ahead = len(self._finisher), len(self._ahead) + self._incoming
+        if not count or not ahead:
             return count > 0
         is_late = self._loop.time() - self._settled_at > GATHER_SECONDS
-        return is_late or count >= min(len(self._ahead), ENOUGH)
+        return is_late or count >= min(ahead, ENOUGH)
 
     async def _exchange(self, room: int) -> None:
         """Send what has ended, and claim, in one call when both are to be done."""
@@ -161,19 +162,27 @@ class Shift:
             self._fetcher.look_now = True
         else:
             try:
-                runs = await self._fetcher.fetch(room, batch)
+                delivery = await self._fetcher.fetch(room, batch)
             except Unregistered as error:
                 self._lose(error.worker_id)
                 return
-            self._ahead.extend(runs)
+            if delivery is not None:
+                # Not at once: when there is more to send, the database shall not wait for it.
+                self._incoming += len(delivery)
+                self._loop.call_soon(self._receive, delivery)
+        if len(self._board.registrations) > 1:
+            await self._retire()
+
+    def _receive(self, delivery: Delivery) -> None:
+        self._incoming -= len(delivery)
+        self._ahead.extend(self._fetcher.receive(delivery))
         if self._stopping:  # while the answer was on its way
             self._give_back_ahead()
-        if self._ahead:
-            # Not at once: when there is more to send, the database shall not wait for it.
-            self._loop.call_soon(self._start_ahead)
+        self._start_ahead()
         if self._pulse is None and self._board.runs:
             self._beat()
-        await self._retire()
+        if not self._wake.is_set():
+            self._wake.set()
 
     def _start_ahead(self) -> None:
         """Fill the slots. A run that ends at once frees its slot within its own start."""
@@ -276,7 +285,9 @@ class Shift:
 
     def _is_over(self) -> bool:
         self.limits.look(self._stats.claimed)
-        if self._finisher or self._ahead or any(not run.is_settled for run in self._busy):
+        if self._finisher or self._ahead or self._incoming:
+            return False
+        if any(not run.is_settled for run in self._busy):
             return False
         return self._stopping or self._fetcher.is_dry or self.limits.reached is not None
 
