@@ -33,31 +33,26 @@ class Call(Generic[T]):
 
 # ---- in ------------------------------------------------------------------------------------------
 
-_ENQUEUE: LiteralString = """
-select tasklib.enqueue(
-  name => %(name)s::text,
-  kwargs => %(kwargs)s::jsonb,
-  queue => %(queue)s::text,
-  priority => %(priority)s::int,
-  delay => %(delay_seconds)s::float8 * interval '1 second',
-  scheduled_at => %(scheduled_at)s::timestamptz,
-  max_retries => %(max_retries)s::int,
-  timeout_seconds => %(timeout_seconds)s::float8,
-  tags => %(tags)s::jsonb,
-  unique_key => %(unique_key)s::text,
-  concurrency_key => %(concurrency_key)s::text,
-  headers => %(headers)s::jsonb,
-  unique_until => %(unique_until)s::text,
-  backoff => %(backoff)s::jsonb)
-"""
+_ENQUEUE: dict[str, LiteralString] = {
+    "queue": "queue => %(queue)s::text",
+    "priority": "priority => %(priority)s::int",
+    "delay_seconds": "delay => %(delay_seconds)s::float8 * interval '1 second'",
+    "scheduled_at": "scheduled_at => %(scheduled_at)s::timestamptz",
+    "max_retries": "max_retries => %(max_retries)s::int",
+    "timeout_seconds": "timeout_seconds => %(timeout_seconds)s::float8",
+    "tags": "tags => %(tags)s::jsonb",
+    "unique_key": "unique_key => %(unique_key)s::text",
+    "concurrency_key": "concurrency_key => %(concurrency_key)s::text",
+    "headers": "headers => %(headers)s::jsonb",
+    "unique_until": "unique_until => %(unique_until)s::text",
+    "backoff": "backoff => %(backoff)s::jsonb",
+}
 
 
 def enqueue(task: NewTask) -> Call[UUID]:
     """Insert one task; the answer is its id, or that of the holder of its unique key."""
     options = task.options
-    params = {
-        "name": task.name,
-        "kwargs": task.kwargs,
+    given: dict[str, object] = {
         "queue": options.queue,
         "priority": options.priority,
         "delay_seconds": options.delay_seconds or None,
@@ -68,10 +63,19 @@ def enqueue(task: NewTask) -> Call[UUID]:
         "unique_key": options.unique_key,
         "concurrency_key": options.concurrency_key,
         "headers": _json_or_none(options.headers),
-        "unique_until": options.unique_until or "finished",
+        "unique_until": options.unique_until,
         "backoff": options.backoff and options.backoff.model_dump_json(),
     }
-    return Call(_ENQUEUE, params, the_uuid)
+    # What is not given is not sent: most tasks are a name and some arguments.
+    text: LiteralString = (
+        "select tasklib.enqueue(name => %(name)s::text, kwargs => %(kwargs)s::jsonb"
+    )
+    params: dict[str, object] = {"name": task.name, "kwargs": task.kwargs}
+    for name, value in given.items():
+        if value is not None:
+            text = text + ", " + _ENQUEUE[name]
+            params[name] = value
+    return Call(text + ")", params, the_uuid)
 
 
 def enqueue_many(tasks: Sequence[NewTask]) -> Call[list[UUID]]:
