@@ -13,7 +13,7 @@ create or replace function tasklib.idle(
   set plan_cache_mode = force_generic_plan
 as $$
 declare
-  v_now timestamptz := clock_timestamp();
+  v_now timestamptz;
   v_until timestamptz;
 begin
   perform tasklib._check_queues(idle.queues);
@@ -22,6 +22,9 @@ begin
     perform tasklib._reject('TL001', 'max_wait ' || tasklib._shown(idle.max_wait::text)
       || ' is out of range', null, 'Pass 0 to 1 hour.');
   end if;
+  -- first, so that what it makes due, or due soon, counts
+  perform tasklib._keep_house(look_again => false);
+  v_now := clock_timestamp();
   v_until := v_now + idle.max_wait;
   if for_long then
     update tasklib.worker
@@ -36,11 +39,12 @@ begin
     (select last_value from tasklib.asleep_until), tasklib._milliseconds(v_until)));
   perform setval('tasklib.notified_at', 0);
   -- least ignores the null of an empty table
-  return greatest(0, extract(epoch from least(v_until, tasklib._next_due()) - v_now)::float8);
+  return greatest(0, extract(epoch from least(v_until, tasklib._next_due(), (
+    select min(worker.lease_until) from tasklib.worker where worker.lost_at is null)) - v_now)::float8);
 end;
 $$;
 comment on function tasklib.idle(uuid, text[], interval, boolean) is
-  'A worker that found nothing goes to sleep. Until it wakes (max_wait at most) an enqueue sends NOTIFY on the channel tasklib. Returns the seconds to sleep: until max_wait or until a delayed task is due, whichever is first. LISTEN, call idle, claim once more, then sleep. for_long: it has been idle for a while; this counts as a heartbeat, and the worker needs to look only when the payload of a notification has its id, so that not all run for one task. Any other worker that sleeps looks at every notification. Errors: TL001, TL007, TL011.';
+  'A worker that found nothing goes to sleep. Until it wakes (max_wait at most) an enqueue sends NOTIFY on the channel tasklib. Returns the seconds to sleep: until max_wait, until a delayed task is due, or until the lease of a worker runs out that sends no more heartbeats, whichever is first. LISTEN, call idle, claim once more, then sleep. for_long: it has been idle for a while; this counts as a heartbeat, and the worker needs to look only when the payload of a notification has its id, so that not all run for one task. Any other worker that sleeps looks at every notification. Errors: TL001, TL007, TL011.';
 
 create or replace function tasklib._next_due()
   returns timestamptz

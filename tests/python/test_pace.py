@@ -16,7 +16,7 @@ class Idler:
     def look(self, wait: float = 18.0) -> None:
         self.now = max(self.now, self.pace.next_look)
         self.looks.append(self.now)
-        asks = self.pace.goes_to_sleep
+        asks = self.pace.goes_to_sleep(self.now)
         is_listed = asks and self.pace.is_listed_next(self.now)
         if asks:
             self.told.append(self.now)
@@ -118,6 +118,18 @@ def test_a_sleeper_wakes_for_the_next_task_that_is_due() -> None:
         idler.look()
 
     assert idler.pace.next_look == 103
+
+
+def test_it_asks_again_when_what_it_waited_for_is_due() -> None:
+    idler = Idler()
+    idler.look(wait=0.6)
+    idler.idle(0.59)
+    idler.told.clear()
+    idler.now = 100.6
+    idler.look(wait=0)
+
+    assert idler.told == [100.6]
+    assert idler.pace.next_look <= 100.7
 
 
 def test_a_task_that_is_due_and_not_handed_out_does_not_make_it_spin() -> None:

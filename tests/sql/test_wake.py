@@ -120,3 +120,17 @@ def test_busy_commits_do_not_notify(conn, make_conn):
     most = 1 + (time.monotonic() - began) / 0.05
 
     assert 1 <= len(payloads(listener)) <= most
+
+
+def test_a_sleeper_wakes_when_the_lease_of_a_silent_worker_runs_out(conn):
+    sleeper = register(conn, "t", lease="60 seconds")
+    assert sleep(conn, sleeper) == 18
+    silent = register(conn, "t", lease="5 seconds")
+
+    assert 3 < sleep(conn, sleeper) <= 5
+    enqueue(conn)
+    (task,) = claim(conn, silent)
+    run(conn, "update tasklib.worker set lease_until = clock_timestamp() where id = %s", silent)
+    run(conn, "delete from tasklib.horizon")
+    assert 3 < sleep(conn, sleeper) <= 5
+    assert one(conn, "select state from tasklib.get(%s)", task.id) == "failed"

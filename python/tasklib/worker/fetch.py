@@ -166,7 +166,7 @@ class Fetcher:
         if self._link.is_listening:
             if batch and self._pace.is_trickle:
                 idle, is_planned = Idle(ARMED_SECONDS, for_long=False), True
-            elif is_planned and not batch and self._pace.goes_to_sleep:
+            elif is_planned and not batch and self._pace.goes_to_sleep(now):
                 idle = Idle(ARMED_SECONDS, for_long=self._pace.is_listed_next(now))
         self.look_now = False
         ended = as_ended(batch) if batch else None

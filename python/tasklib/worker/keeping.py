@@ -45,6 +45,7 @@ class Keeping:
         self._conninfo: str = orders["conninfo"]
         self._renew_seconds: float = orders["lease_seconds"] / 4
         self._lease_seconds: float = orders["lease_seconds"]
+        self._round_seconds = min(ROUND_SECONDS, self._renew_seconds)
         self._watchdog_seconds: float = orders["watchdog_seconds"]
         self._sql: dict[str, Any] = orders["sql"]
         self._worker_pid = os.getppid()
@@ -65,7 +66,7 @@ class Keeping:
                 self._listen(pause)
                 try:
                     self._round()
-                    pause = ROUND_SECONDS
+                    pause = self._round_seconds
                 except psycopg.Error as error:
                     self._drop()
                     report(trouble=str(error).strip().partition("\n")[0] or type(error).__name__)
@@ -132,7 +133,7 @@ class Keeping:
 
     def _renew(self, worker_id: str, now: float) -> None:
         # Half a round early: the next look may come a whole round later.
-        is_due = now + ROUND_SECONDS / 2 >= self._renewed[worker_id] + self._renew_seconds
+        is_due = now + self._round_seconds / 2 >= self._renewed[worker_id] + self._renew_seconds
         if not is_due and not self._running:
             return
         name = "heartbeat" if is_due else "cancel_requests"

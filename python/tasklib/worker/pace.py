@@ -41,15 +41,19 @@ class Pace:
         self._is_asleep = False
         self._is_called = False
 
-    @property
-    def goes_to_sleep(self) -> bool:
-        """Whether producers are to be told with the next look that this worker sleeps."""
-        return not self._is_called and (self._looks == 0 or self._looks > len(SETTLING))
+    def goes_to_sleep(self, now: float) -> bool:
+        """Tell whether producers are to be told with a look now that this worker sleeps.
+
+        The answer says when something is due next; so it is asked again when that time has come.
+        """
+        is_due = 0 < self._due <= now
+        is_settled = self._looks == 0 or self._looks > len(SETTLING)
+        return not self._is_called and (is_due or is_settled)
 
     def is_listed_next(self, now: float) -> bool:
-        """Whether the next look is to list it as asleep for long; seldom, as it writes a row."""
-        is_ending = 0 < self._listed_until <= now + ARMED_SECONDS - SLEEP_SECONDS
-        return self._looks > len(SETTLING) or (self._looks == 0 and is_ending)
+        """Tell whether a look now is to list it as asleep for long; seldom, as it writes a row."""
+        is_idle = self._looks > len(SETTLING) or (self._looks == 0 and self._listed_until > 0)
+        return is_idle and self._listed_until <= now + ARMED_SECONDS - SLEEP_SECONDS
 
     def found_enough(self, now: float) -> None:
         """There may be more: look as soon as there is room."""

@@ -7,7 +7,6 @@ from pathlib import Path
 
 from .._describe import last_line
 from .check import Outcome
-from .workers import LEASE_SECONDS
 
 
 def report(folder: Path, outcome: Outcome) -> str:
@@ -36,7 +35,7 @@ def _lines(folder: Path, outcome: Outcome) -> Iterator[tuple[str, str]]:
         name, pid = outcome.killed
         held = len(outcome.held_by_killed)
         yield "killed with -9", f"{name} (pid {pid}) with {held} tasks in its hands"
-        yield "  run again by others", f"{len(outcome.saved)} after its lease of {LEASE_SECONDS} s"
+        yield "  run again by others", f"{len(outcome.saved)}, as soon as it was dead"
     yield "time", f"{outcome.seconds:.1f} s, {total / outcome.seconds:,.0f} tasks/s"
 
 

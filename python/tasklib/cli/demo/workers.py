@@ -82,14 +82,15 @@ class Fleet:
             time.sleep(0.2)  # all of them shall have taken what they want
             self.check()
             name = max(self._running, key=lambda name: len(held_by(name)))
-            if held_by(name):
+            # Asked before the kill: its keeper hands them back as soon as it is dead.
+            if held := held_by(name):
                 break
         process = self._running.pop(name)
         process.kill()
         process.wait()
         self.killed = (name, process.pid)
         self.start()
-        return held_by(name)
+        return held
 
     def check(self) -> None:
         """Raise when a worker ended without being told to."""
