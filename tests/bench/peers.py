@@ -115,8 +115,9 @@ select count(*) from tasklib.enqueue_many((
 """
     peer = Peer(
         "tasklib",
-        f"`tasklib worker --concurrency {concurrency}`, else defaults; enqueued with `TaskQueue`",
+        f"`tasklib worker --concurrency {concurrency}`, else defaults; `SyncTaskQueue` enqueues",
         _python("tasklib_produce.py"),
+        env={"BENCH_MODE": "sync"},
         load=loaded.format("bench.noop", '{"at": 0}'),
         left="select exists (select from tasklib.ready) or exists (select from tasklib.running)",
         single="""select tasklib.enqueue('bench.noop', '{"at": 0}')""",
@@ -133,9 +134,8 @@ def tasklib_threads(concurrency: int) -> Peer:
     return replace(
         tasklib(concurrency),
         name="tasklib-threads",
-        settings=f"`tasklib worker --concurrency {concurrency}`, sync tasks; `SyncTaskQueue`",
+        settings=f"`tasklib worker --concurrency {concurrency}`, sync tasks in threads",
         worker=_tasklib_worker("tasklib_threads", concurrency),
-        env={"BENCH_MODE": "sync"},
         narrow=None,
         only=frozenset({"drain1", "drain2", "latency", "one", "bulk"}),
     )
