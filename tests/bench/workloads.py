@@ -130,7 +130,7 @@ def held(server: Server, peer: Peer, scale: Scale) -> Figures:
     """
     tasks = scale.stream
     backlog, batch = tasks // 20, tasks // 100
-    with database_crew(server, peer, 1, scale.settle) as team, _snapshot(team.store.url):
+    with database_crew(server, peer, 1, scale.settle) as team, snapshot(team.store.url):
         feeder = team.store.session(autocommit=True)
         team.store.settle()
         watch = Stopwatch(team)
@@ -172,7 +172,7 @@ def held_ten(server: Server, peer: Peer, scale: Scale) -> Figures:
     return held(server, peer.narrow, replace(scale, stream=few))
 
 
-def _snapshot(url: str) -> psycopg.Connection[Any]:
+def snapshot(url: str) -> psycopg.Connection[Any]:
     """Look once and stay open, as a report or a dump does."""
     connection = psycopg.connect(url)
     connection.isolation_level = psycopg.IsolationLevel.REPEATABLE_READ
