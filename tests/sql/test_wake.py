@@ -87,6 +87,54 @@ def test_a_worker_that_took_all_it_has_room_for_passes_the_call_on(conn, make_co
     assert payloads(listener) == []
 
 
+def test_a_worker_that_was_called_passes_the_call_on_at_once(conn, make_conn):
+    listener, called = make_conn(), register(conn, "t")
+    sleep(conn, called)
+    enqueue_many(conn, *({"name": "t"} for _ in range(3)))
+    run(listener, "listen tasklib")
+    other = register(conn, "t")
+    run(conn, "update tasklib.worker set asleep_until = now() + interval '1 minute', queues = "
+        "'{default}' where id = %s", other)
+    assert len(claim(conn, called, 1)) == 1
+
+    assert payloads(listener) == [str(other)]
+
+
+def test_a_queue_is_not_hushed_by_another_one(conn, make_conn):
+    listener, worker = make_conn(), register(conn, "t")
+    run(listener, "listen tasklib")
+    sleep(conn, worker, "{mail}")
+    enqueue(conn, queue="busy")
+    enqueue(conn, queue="mail")
+    enqueue(conn, queue="mail")
+
+    assert payloads(listener) == ["", str(worker)]
+
+
+def test_a_batch_calls_workers_of_each_of_its_queues(conn, make_conn):
+    listener, mail, other = make_conn(), register(conn, "t"), register(conn, "t")
+    run(listener, "listen tasklib")
+    sleep(conn, mail, "{mail}")
+    sleep(conn, other, "{other}")
+    enqueue_many(conn, {"name": "t", "queue": "mail"}, {"name": "t", "queue": "other"})
+
+    assert set(payloads(listener)) == {str(mail), str(other)}
+
+
+def test_sleepers_that_do_not_know_the_task_are_not_named(conn, make_conn):
+    listener, worker = make_conn(), register(conn, "t")
+    run(listener, "listen tasklib")
+    for _ in range(5):
+        sleep(conn, register(conn, "other"))
+    sleep(conn, worker)
+    enqueue(conn)
+    assert payloads(listener) == [str(worker)]
+
+    sleep(conn, worker)
+    enqueue_many(conn, {"name": "t"}, {"name": "t"})
+    assert payloads(listener) == [str(worker)]
+
+
 def test_a_call_is_not_passed_on_within_a_queue_that_does_not_notify(conn, make_conn):
     listener, busy = make_conn(), register(conn, "t")
     enqueue_many(conn, *({"name": "t"} for _ in range(3)))
