@@ -93,8 +93,12 @@ def test_a_worker_that_was_called_passes_the_call_on_at_once(conn, make_conn):
     enqueue_many(conn, *({"name": "t"} for _ in range(3)))
     run(listener, "listen tasklib")
     other = register(conn, "t")
-    run(conn, "update tasklib.worker set asleep_until = now() + interval '1 minute', queues = "
-        "'{default}' where id = %s", other)
+    run(
+        conn,
+        "update tasklib.worker set asleep_until = now() + interval '1 minute', queues = '{default}' "
+        "where id = %s",
+        other,
+    )
     assert len(claim(conn, called, 1)) == 1
 
     assert payloads(listener) == [str(other)]
@@ -133,6 +137,28 @@ def test_sleepers_that_do_not_know_the_task_are_not_named(conn, make_conn):
     sleep(conn, worker)
     enqueue_many(conn, {"name": "t"}, {"name": "t"})
     assert payloads(listener) == [str(worker)]
+
+
+def test_what_becomes_due_in_another_way_than_by_enqueue_wakes_a_worker(conn, make_conn):
+    listener, worker, sleeper = make_conn(), register(conn, "t"), register(conn, "t")
+    run(listener, "listen tasklib")
+    released, rescheduled = enqueue(conn), enqueue(conn, delay="1 hour")
+    (task,) = claim(conn, worker)
+
+    sleep(conn, sleeper)
+    run(conn, "select tasklib.release(%s, %s, %s)", worker, [released], [task.attempt])
+    assert payloads(listener) == [str(sleeper)]
+    run(conn, "select tasklib.cancel(%s)", released)
+    sleep(conn, sleeper)
+    run(conn, "select tasklib.retry(%s)", released)
+    assert payloads(listener) == [str(sleeper)]
+    for delay in ("0", "5 seconds"):
+        sleep(conn, sleeper)
+        run(conn, "select tasklib.reschedule(%s, delay => %s)", rescheduled, delay)
+        assert payloads(listener) == [str(sleeper)]
+    sleep(conn, sleeper)
+    run(conn, "select tasklib.reschedule(%s, delay => '1 hour')", rescheduled)
+    assert payloads(listener) == []
 
 
 def test_a_call_is_not_passed_on_within_a_queue_that_does_not_notify(conn, make_conn):
