@@ -95,8 +95,8 @@ def test_a_worker_that_was_called_passes_the_call_on_at_once(conn, make_conn):
     other = register(conn, "t")
     run(
         conn,
-        "update tasklib.worker set asleep_until = now() + interval '1 minute', queues = '{default}' "
-        "where id = %s",
+        "update tasklib.worker set asleep_until = now() + interval '1 minute', "
+        "queues = '{default}' where id = %s",
         other,
     )
     assert len(claim(conn, called, 1)) == 1
