@@ -73,8 +73,8 @@ class Coroutines:
             self._end(run, outcome)
             if run.has_waited:
                 return
-            # It asked for that itself, and the next one must not be hit. Python before 3.13 delivers
-            # also what was taken back.
+            # It asked for that itself, and the next one must not be hit. Python before 3.13 does
+            # deliver what was taken back.
             if task.cancelling() or getattr(task, "_must_cancel", False):
                 break
         self._hand_on()
