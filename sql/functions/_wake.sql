@@ -1,5 +1,6 @@
 -- A commit that notifies takes a lock that every other notifying commit of the cluster waits for. So
--- only the first enqueue after a worker went to sleep notifies, and at most one each 50 ms after it.
+-- only the first enqueue after a worker went to sleep, or came, notifies, and at most one each 50 ms
+-- after it.
 -- Each queue for itself: a busy one must not hush the others, whose workers do not come for its tasks.
 -- notified_at has in its upper bits when such 50 ms began, and in its last 16 bits, one for each queue,
 -- who notified since. Two queues may have the same bit, but not at every beginning.

@@ -136,6 +136,8 @@ declare
 begin
   if v_was_asleep then
     update tasklib.worker as sleeper set asleep_until = null where sleeper.id = _rouse.worker.id;
+    -- it has answered the call: the next task is somebody else's
+    perform setval('tasklib.notified_at', 0);
   end if;
   if is_full and (select last_value from tasklib.asleep_until) > tasklib._milliseconds(v_now) then
     select asked.name into v_queue

@@ -104,6 +104,18 @@ def test_a_worker_that_was_called_passes_the_call_on_at_once(conn, make_conn):
     assert payloads(listener) == [str(other)]
 
 
+def test_the_next_task_calls_another_one_when_a_worker_has_come(conn, make_conn):
+    listener, called, other = make_conn(), register(conn, "t"), register(conn, "t")
+    sleep(conn, called)
+    sleep(conn, other)
+    enqueue(conn)
+    run(listener, "listen tasklib")
+    assert len(claim(conn, called, 1)) == 1
+    enqueue(conn)
+
+    assert payloads(listener) == [str(other)]
+
+
 def test_a_queue_is_not_hushed_by_another_one(conn, make_conn):
     listener, worker = make_conn(), register(conn, "t")
     run(listener, "listen tasklib")
