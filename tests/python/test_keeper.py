@@ -1,5 +1,6 @@
 """The process beside a worker: it keeps the lease whatever tasks do, and tells of its death."""
 
+import asyncio
 import fcntl
 import json
 import os
@@ -9,10 +10,11 @@ import sys
 import time
 from typing import Any
 
+import pytest
 from processes import Start, children, is_alive, wait_for, wait_until
 
-from tasklib import SyncTaskQueue
-from tasklib.worker.keeper import PROGRAM, SQL
+from tasklib import Config, SyncTaskQueue
+from tasklib.worker.keeper import PROGRAM, SQL, Keeper
 
 
 def failures(conn: Any, task_id: object) -> list[tuple[str, str]]:
@@ -77,6 +79,44 @@ def test_a_keeper_that_died_is_replaced(queue: SyncTaskQueue, start: Start) -> N
 
     task = wait_for(queue, task_id, lambda task: task.is_terminal)
     assert (task.state, task.attempt) == ("completed", 1)
+
+
+def test_a_keeper_that_was_stopped_is_replaced(
+    queue: SyncTaskQueue, start: Start, conn: Any
+) -> None:
+    worker = start(lease=2)
+    wait_for(queue, queue.enqueue("app.asleep", seconds=0), lambda task: task.is_terminal)
+    (keeper,) = children(worker.pid)
+    os.kill(keeper, signal.SIGSTOP)
+    conn.execute("select tasklib.deregister_worker(id) from tasklib.worker where lost_at is null")
+    task_id = queue.enqueue("app.asleep", seconds=5)
+    wait_until(lambda: not is_alive(keeper))
+
+    task = wait_for(queue, task_id, lambda task: task.is_terminal)
+    assert (task.state, task.attempt) == ("completed", 1)
+
+
+async def test_a_keeper_that_cannot_be_started_is_tried_again(
+    config: Config, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    keeper = Keeper(config, cancel=lambda _: None, lost=lambda _: None)
+    await keeper.start()
+    first, begin, failed = keeper.pid, subprocess.Popen, list[OSError]()
+    assert first is not None
+
+    def limited(*arguments: Any, **options: Any) -> Any:
+        if len(failed) < 2:
+            failed.append(OSError("no more processes"))
+            raise failed[-1]
+        return begin(*arguments, **options)
+
+    monkeypatch.setattr(subprocess, "Popen", limited)
+    keeper.replace()
+    async with asyncio.timeout(10):
+        while keeper.pid in (first, None):
+            await asyncio.sleep(0.05)
+    await keeper.stop()
+    assert len(failed) == 2
 
 
 def test_a_stopped_worker_loses_its_tasks_and_is_told_so(

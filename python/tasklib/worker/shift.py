@@ -164,6 +164,8 @@ class Shift:
             try:
                 delivery = await self._fetcher.fetch(room, batch)
             except Unregistered as error:
+                if error.worker_id in self._board.registrations:
+                    self._keeper.replace()  # which should have known before: it may be stopped
                 self._lose(error.worker_id)
                 return
             if delivery is not None:
