@@ -2,8 +2,8 @@
 -- only the first enqueue after a worker went to sleep, or came, notifies, and at most one each 50 ms
 -- after it.
 -- Each queue for itself: a busy one must not hush the others, whose workers do not come for its tasks.
--- notified_at has in its upper bits when such 50 ms began, and in its last 16 bits, one for each queue,
--- who notified since. Two queues may have the same bit, but not at every beginning.
+-- notified_at has in its upper bits when such 50 ms began, and in its last 20 bits who notified since, two
+-- of them for each queue. Two queues may have the same ones, but hardly ever, and not the next time.
 
 create or replace function tasklib._may_notify(queue text, now timestamptz)
   returns boolean
@@ -19,25 +19,27 @@ begin
     return false;
   end if;
   v_last := (select last_value from tasklib.notified_at);
-  return v_last >> 16 <= v_now - 50
-    or v_last & tasklib._queue_bit(_may_notify.queue, v_last >> 16) = 0;
+  return v_last >> 20 <= v_now - 50
+    or (~v_last) & tasklib._queue_bits(_may_notify.queue, v_last >> 20) <> 0;
 end;
 $$;
 comment on function tasklib._may_notify(text, timestamptz) is
   'Internal. Some worker sleeps, and nobody has notified of this queue since it fell asleep or within 50 ms.';
 
-create or replace function tasklib._queue_bit(queue text, began bigint)
+create or replace function tasklib._queue_bits(queue text, began bigint)
   returns bigint
   language plpgsql
   immutable
   set search_path = pg_catalog, pg_temp
 as $$
+declare
+  v_hash int := (hashtextextended(queue, began) & 1048575)::int;
 begin
-  return 1::bigint << (hashtextextended(queue, began) & 15)::int;
+  return (1::bigint << v_hash % 20) | (1::bigint << (v_hash + 1 + v_hash / 20 % 19) % 20);
 end;
 $$;
-comment on function tasklib._queue_bit(text, bigint) is
-  'Internal. Which of the last 16 bits of notified_at is that of a queue.';
+comment on function tasklib._queue_bits(text, bigint) is
+  'Internal. Which two of the last 20 bits of notified_at are those of a queue.';
 
 create or replace function tasklib._wake(queue text, types bigint[], now timestamptz)
   returns void
@@ -55,6 +57,21 @@ end;
 $$;
 comment on function tasklib._wake(text, bigint[], timestamptz) is
   'Internal. Notifies sleeping workers of tasks of these types in a queue, when there are any.';
+
+create or replace function tasklib._wake_by(queue text, types bigint[], run_at timestamptz)
+  returns void
+  language plpgsql
+  volatile
+  set search_path = pg_catalog, pg_temp
+as $$
+begin
+  if tasklib._milliseconds(run_at) < (select last_value from tasklib.asleep_until) then
+    perform tasklib._wake(queue, types, clock_timestamp());
+  end if;
+end;
+$$;
+comment on function tasklib._wake_by(text, bigint[], timestamptz) is
+  'Internal. Notifies sleeping workers of a task that will be due while they mean to sleep.';
 
 create or replace function tasklib._wake_for(specs tasklib.task_spec[], now timestamptz)
   returns void
@@ -94,10 +111,10 @@ declare
   v_now bigint := tasklib._milliseconds(now);
   v_last bigint := (select last_value from tasklib.notified_at);
 begin
-  if v_last >> 16 <= v_now - 50 then
-    v_last := v_now << 16;
+  if v_last >> 20 <= v_now - 50 then
+    v_last := v_now << 20;
   end if;
-  perform setval('tasklib.notified_at', v_last | tasklib._queue_bit(_notify.queue, v_last >> 16));
+  perform setval('tasklib.notified_at', v_last | tasklib._queue_bits(_notify.queue, v_last >> 20));
   perform pg_notify('tasklib', coalesce((
     select string_agg(sleeper.id::text, ' ') from (
       select worker.id from tasklib.worker
