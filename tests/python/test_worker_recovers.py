@@ -226,3 +226,23 @@ async def test_a_connection_that_broke_leaves_nobody_elses_alone(
 
     assert heard == [None]
     assert read == [b"x"]
+
+
+async def test_a_draining_worker_looks_again_after_an_answer_was_lost(
+    aqueue: TaskQueue, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lost = lose_one_answer(monkeypatch, "told")
+
+    @aqueue.task(name="app.one_by_one")
+    async def one_by_one() -> None:
+        await asyncio.sleep(0.5)
+
+    task = one_by_one.options(concurrency_key="k")
+    ids = [await aqueue.enqueue(task) for _ in range(2)]
+    await aqueue.worker(drain=True, handle_signals=False, concurrency=2).run()
+
+    assert lost
+    for task_id in ids:
+        stored = await aqueue.get_task(task_id)
+        assert stored is not None
+        assert stored.is_completed

@@ -159,7 +159,7 @@ class Shift:
         if not room or (batch and batch[0][0].worker_id != self._board.current):
             await self._finisher.send(batch)
             # What these held, a concurrency key say, may have let another task go.
-            self._fetcher.look_now = True
+            self._fetcher.look_again()
         else:
             try:
                 delivery = await self._fetcher.fetch(room, batch)
@@ -251,6 +251,7 @@ class Shift:
     async def _retire(self) -> None:
         for worker_id in self._board.retired():
             await self._deregister(worker_id)
+            self._fetcher.look_again()
 
     # ---- waiting and ending ----------------------------------------------------------------------
 
