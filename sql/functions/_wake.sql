@@ -1,36 +1,77 @@
 -- A commit that notifies takes a lock that every other notifying commit of the cluster waits for. So
--- only the first enqueue after a worker went to sleep notifies, and at most one each 50 ms after it.
+-- only the first enqueue after a worker went to sleep, or came, notifies, and at most one each 50 ms
+-- after it.
+-- Each queue for itself: a busy one must not hush the others, whose workers do not come for its tasks.
+-- notified_at has in its upper bits when such 50 ms began, and in its last 20 bits who notified since, two
+-- of them for each queue. Two queues may have the same ones, but hardly ever, and not the next time.
 
-create or replace function tasklib._may_notify(now timestamptz)
+create or replace function tasklib._may_notify(queue text, now timestamptz)
   returns boolean
   language plpgsql
   volatile
   set search_path = pg_catalog, pg_temp
 as $$
+declare
+  v_now bigint := tasklib._milliseconds(now);
+  v_last bigint;
 begin
-  return (select last_value from tasklib.asleep_until) > tasklib._milliseconds(now)
-    and (select last_value from tasklib.notified_at) <= tasklib._milliseconds(now) - 50;
+  if (select last_value from tasklib.asleep_until) <= v_now then
+    return false;
+  end if;
+  v_last := (select last_value from tasklib.notified_at);
+  return v_last >> 20 <= v_now - 50
+    or (~v_last) & tasklib._queue_bits(_may_notify.queue, v_last >> 20) <> 0;
 end;
 $$;
-comment on function tasklib._may_notify(timestamptz) is
-  'Internal. Some worker sleeps, and nobody has notified since it fell asleep or within 50 ms.';
+comment on function tasklib._may_notify(text, timestamptz) is
+  'Internal. Some worker sleeps, and nobody has notified of this queue since it fell asleep or within 50 ms.';
 
-create or replace function tasklib._wake(queue text, now timestamptz)
+create or replace function tasklib._queue_bits(queue text, began bigint)
+  returns bigint
+  language plpgsql
+  immutable
+  set search_path = pg_catalog, pg_temp
+as $$
+declare
+  v_hash int := (hashtextextended(queue, began) & 1048575)::int;
+begin
+  return (1::bigint << v_hash % 20) | (1::bigint << (v_hash + 1 + v_hash / 20 % 19) % 20);
+end;
+$$;
+comment on function tasklib._queue_bits(text, bigint) is
+  'Internal. Which two of the last 20 bits of notified_at are those of a queue.';
+
+create or replace function tasklib._wake(queue text, types bigint[], now timestamptz)
   returns void
   language plpgsql
   volatile
   set search_path = pg_catalog, pg_temp
 as $$
 begin
-  if tasklib._may_notify(now) and not exists (
+  if tasklib._may_notify(queue, now) and not exists (
     select from tasklib.queue as settings where settings.name = _wake.queue and not settings.notify)
   then
-    perform tasklib._notify(queue, now);
+    perform tasklib._notify(queue, types, now);
   end if;
 end;
 $$;
-comment on function tasklib._wake(text, timestamptz) is
-  'Internal. Notifies sleeping workers of a task in a queue, when there are any.';
+comment on function tasklib._wake(text, bigint[], timestamptz) is
+  'Internal. Notifies sleeping workers of tasks of these types in a queue, when there are any.';
+
+create or replace function tasklib._wake_by(queue text, types bigint[], run_at timestamptz)
+  returns void
+  language plpgsql
+  volatile
+  set search_path = pg_catalog, pg_temp
+as $$
+begin
+  if tasklib._milliseconds(run_at) < (select last_value from tasklib.asleep_until) then
+    perform tasklib._wake(queue, types, clock_timestamp());
+  end if;
+end;
+$$;
+comment on function tasklib._wake_by(text, bigint[], timestamptz) is
+  'Internal. Notifies sleeping workers of a task that will be due while they mean to sleep.';
 
 create or replace function tasklib._wake_for(specs tasklib.task_spec[], now timestamptz)
   returns void
@@ -39,22 +80,20 @@ create or replace function tasklib._wake_for(specs tasklib.task_spec[], now time
   set search_path = pg_catalog, pg_temp
 as $$
 declare
-  v_queue text;
+  v_asleep_until bigint := (select last_value from tasklib.asleep_until);
+  v_new record;
 begin
-  if not tasklib._may_notify(now) then
-    return;
-  end if;
-  select max(coalesce(spec.queue, type.queue, 'default')) into v_queue
-  from unnest(specs) as spec
-    left join tasklib.task_type as type on type.name = spec.name
-    left join tasklib.queue as settings
-      on settings.name = coalesce(spec.queue, type.queue, 'default')
-  where coalesce(settings.notify, true)
-    and tasklib._milliseconds(coalesce(spec.scheduled_at, _wake_for.now + coalesce(spec.delay, '0')))
-      < (select last_value from tasklib.asleep_until);
-  if v_queue is not null then
-    perform tasklib._notify(v_queue, now);
-  end if;
+  for v_new in
+    select coalesce(spec.queue, type.queue, 'default') as queue,
+      array_agg(distinct coalesce(type.type, tasklib._type_of(spec.name))) as types
+    from unnest(specs) as spec
+      left join tasklib.task_type as type on type.name = spec.name
+    where tasklib._milliseconds(
+        coalesce(spec.scheduled_at, _wake_for.now + coalesce(spec.delay, '0'))) < v_asleep_until
+    group by 1
+  loop
+    perform tasklib._wake(v_new.queue, v_new.types, now);
+  end loop;
 end;
 $$;
 comment on function tasklib._wake_for(tasklib.task_spec[], timestamptz) is
@@ -62,22 +101,29 @@ comment on function tasklib._wake_for(tasklib.task_spec[], timestamptz) is
 
 -- Two are named, as the first may have died in its sleep. Any is as good as another: random, so that
 -- one which does not answer is not asked again and again.
-create or replace function tasklib._notify(queue text, now timestamptz)
+create or replace function tasklib._notify(queue text, types bigint[], now timestamptz)
   returns void
   language plpgsql
   volatile
   set search_path = pg_catalog, pg_temp
 as $$
+declare
+  v_now bigint := tasklib._milliseconds(now);
+  v_last bigint := (select last_value from tasklib.notified_at);
 begin
-  perform setval('tasklib.notified_at', tasklib._milliseconds(now));
+  if v_last >> 20 <= v_now - 50 then
+    v_last := v_now << 20;
+  end if;
+  perform setval('tasklib.notified_at', v_last | tasklib._queue_bits(_notify.queue, v_last >> 20));
   perform pg_notify('tasklib', coalesce((
     select string_agg(sleeper.id::text, ' ') from (
       select worker.id from tasklib.worker
       where worker.asleep_until > _notify.now and worker.lost_at is null
         and _notify.queue = any (worker.queues)
+        and (_notify.types && worker.types) is not false
       order by random() limit 2
     ) as sleeper), ''));
 end;
 $$;
-comment on function tasklib._notify(text, timestamptz) is
-  'Internal. Sends a notification that names up to two workers which have slept for long; others that sleep look at any.';
+comment on function tasklib._notify(text, bigint[], timestamptz) is
+  'Internal. Sends a notification that names up to two workers which have slept for long and know one of types (null: any); others that sleep look at any.';

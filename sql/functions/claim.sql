@@ -121,7 +121,8 @@ comment on function tasklib._take(tasklib.worker, text[], int) is
   'Internal. Takes up to max_tasks of the best ready tasks out of ready, for this worker to run.';
 
 -- A worker that took all it had room for passes the notification on while there is more: so one task
--- wakes one worker, and a thousand wake all.
+-- wakes one worker, and a thousand wake all. One that was called does so at once, for it may come again
+-- only when its tasks have ended.
 create or replace function tasklib._rouse(worker tasklib.worker, queues text[], is_full boolean)
   returns void
   language plpgsql
@@ -129,21 +130,26 @@ create or replace function tasklib._rouse(worker tasklib.worker, queues text[], 
   set search_path = pg_catalog, pg_temp
 as $$
 declare
+  v_now timestamptz := clock_timestamp();
+  v_was_asleep boolean := worker.asleep_until is not null;
   v_queue text;
 begin
-  if worker.asleep_until is not null then
+  if v_was_asleep then
     update tasklib.worker as sleeper set asleep_until = null where sleeper.id = _rouse.worker.id;
+    -- it has answered the call: the next task is somebody else's
+    perform setval('tasklib.notified_at', 0);
   end if;
-  if is_full and tasklib._may_notify(clock_timestamp()) then
+  if is_full and (select last_value from tasklib.asleep_until) > tasklib._milliseconds(v_now) then
     select asked.name into v_queue
     from unnest(queues) as asked (name)
       left join tasklib.queue as settings on settings.name = asked.name
     where coalesce(settings.notify and not settings.paused, true)
+      and (v_was_asleep or tasklib._may_notify(asked.name, v_now))
       and tasklib._first_lane(tasklib._lane(asked.name, 1024), tasklib._lane(asked.name, -3071),
         _rouse.worker.types) is not null
     limit 1;
     if found then
-      perform tasklib._notify(v_queue, clock_timestamp());
+      perform tasklib._notify(v_queue, _rouse.worker.types, v_now);
     end if;
   end if;
 end;

@@ -98,7 +98,7 @@ begin
   end if;
 
   if v_known.asleep_until > tasklib._milliseconds(v_now) then
-    perform tasklib._wake(v_queue, v_now);
+    perform tasklib._wake(v_queue, array[v_type], v_now);
   end if;
   return v_id;
 end;

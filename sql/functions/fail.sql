@@ -50,7 +50,8 @@ declare
   v_retry_at timestamptz;
   v_asked boolean := exists (select from tasklib.cancel_request where cancel_request.task_id = run.task_id);
 begin
-  select coalesce(body.max_retries, type.max_retries, 3) as max_retries,
+  select body.queue,
+    coalesce(body.max_retries, type.max_retries, 3) as max_retries,
     coalesce(body.backoff, type.backoff, '{}') as backoff,
     coalesce(type.max_crashes, settings.max_crashes, 3) as max_crashes
     into v_rules
@@ -78,6 +79,10 @@ begin
   insert into tasklib.delayed (run_at, task_id, lane, type, attempt, reason, unique_until, key)
   values (v_retry_at, run.task_id, run.lane, run.type, run.attempt, 'r', run.unique_until, run.key);
   perform tasklib._let_go(array[run.key], null);
+  if cause <> 'error' then
+    -- its worker may be no more, or not know; after an error it knows when to look again
+    perform tasklib._wake_by(v_rules.queue, array[run.type], v_retry_at);
+  end if;
   return row('failed', v_retry_at)::tasklib.failed;
 end;
 $$;

@@ -42,6 +42,7 @@ begin
       case when coalesce(reschedule.scheduled_at, clock_timestamp() + reschedule.delay) is null
         then v_was.reason else 'd' end,
       v_task.unique_until, tasklib._key(v_task.queue, v_task.concurrency_key));
+    perform tasklib._wake_by(v_task.queue, array[v_task.type], v_run_at);
   else
     perform tasklib._place(v_task, v_row.attempt);
   end if;

@@ -120,6 +120,7 @@ begin
     insert into tasklib.ready (task_id, lane, type, attempt, unique_until, key)
     values (task.id, v_lane, task.type, _place.attempt, task.unique_until,
       tasklib._key(task.queue, task.concurrency_key));
+    perform tasklib._wake(task.queue, array[task.type], clock_timestamp());
   else
     insert into tasklib.parked (type, task_id, attempt, unique_until, key)
     values (task.type, task.id, _place.attempt, task.unique_until,
@@ -128,4 +129,4 @@ begin
 end;
 $$;
 comment on function tasklib._place(tasklib.task, int) is
-  'Internal. Puts a due task into ready, or into parked when its name was never registered.';
+  'Internal. Puts a due task into ready, or into parked when its name was never registered, and wakes a worker for it.';

@@ -23,7 +23,7 @@ comment on sequence tasklib.asleep_until is
 
 create sequence tasklib.notified_at as bigint minvalue 0 start 0;
 comment on sequence tasklib.notified_at is
-  'Milliseconds since 1970 of the last wake-up sent; 0 when a worker has gone to sleep since. Keeps busy commits from notifying.';
+  'Milliseconds since 1970 of the last wake-up sent, times 1048576, and two bits for each queue it was sent for since; 0 when a worker has gone to sleep since, or has come. Keeps busy commits from notifying.';
 
 create table tasklib.config (
   only_row boolean not null default true,

@@ -1,13 +1,20 @@
 """The process beside a worker: it keeps the lease whatever tasks do, and tells of its death."""
 
+import asyncio
+import fcntl
+import json
 import os
 import signal
+import subprocess
+import sys
 import time
 from typing import Any
 
+import pytest
 from processes import Start, children, is_alive, wait_for, wait_until
 
-from tasklib import SyncTaskQueue
+from tasklib import Config, SyncTaskQueue
+from tasklib.worker.keeper import PROGRAM, SQL, Keeper
 
 
 def failures(conn: Any, task_id: object) -> list[tuple[str, str]]:
@@ -74,6 +81,44 @@ def test_a_keeper_that_died_is_replaced(queue: SyncTaskQueue, start: Start) -> N
     assert (task.state, task.attempt) == ("completed", 1)
 
 
+def test_a_keeper_that_was_stopped_is_replaced(
+    queue: SyncTaskQueue, start: Start, conn: Any
+) -> None:
+    worker = start(lease=2)
+    wait_for(queue, queue.enqueue("app.asleep", seconds=0), lambda task: task.is_terminal)
+    (keeper,) = children(worker.pid)
+    os.kill(keeper, signal.SIGSTOP)
+    conn.execute("select tasklib.deregister_worker(id) from tasklib.worker where lost_at is null")
+    task_id = queue.enqueue("app.asleep", seconds=5)
+    wait_until(lambda: not is_alive(keeper))
+
+    task = wait_for(queue, task_id, lambda task: task.is_terminal)
+    assert (task.state, task.attempt) == ("completed", 1)
+
+
+async def test_a_keeper_that_cannot_be_started_is_tried_again(
+    config: Config, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    keeper = Keeper(config, cancel=lambda _: None, lost=lambda _: None)
+    await keeper.start()
+    first, begin, failed = keeper.pid, subprocess.Popen, list[OSError]()
+    assert first is not None
+
+    def limited(*arguments: Any, **options: Any) -> Any:
+        if len(failed) < 2:
+            failed.append(OSError("no more processes"))
+            raise failed[-1]
+        return begin(*arguments, **options)
+
+    monkeypatch.setattr(subprocess, "Popen", limited)
+    keeper.replace()
+    async with asyncio.timeout(10):
+        while keeper.pid in (first, None):
+            await asyncio.sleep(0.05)
+    await keeper.stop()
+    assert len(failed) == 2
+
+
 def test_a_stopped_worker_loses_its_tasks_and_is_told_so(
     queue: SyncTaskQueue, start: Start
 ) -> None:
@@ -119,3 +164,38 @@ def test_signals_to_the_whole_terminal_do_not_end_the_keeper_first(
     assert (task.state, task.attempt) == ("completed", 1)
     assert worker.wait(30) == 0
     assert not is_alive(keeper)
+
+
+def test_a_keeper_that_nobody_listens_to_goes_on(
+    queue: SyncTaskQueue, database: str, conn: Any
+) -> None:
+    call = "select tasklib.register_worker(lease => '2 seconds', task_types => '[\"t\"]')"
+    ((worker_id,),) = conn.execute(call).fetchall()
+    conn.execute("select tasklib.enqueue('t') from generate_series(1, 200)")
+    claimed = conn.execute("select id from tasklib.claim(%s, max_tasks => 200)", [worker_id])
+    for (task_id,) in claimed.fetchall():
+        conn.execute("select tasklib.cancel(%s)", [task_id])
+
+    lines: list[dict[str, object]] = [
+        {"conninfo": database, "lease_seconds": 2, "watchdog_seconds": 3600, "sql": SQL},
+        {"renewed": str(worker_id)},
+        {"running": 200},
+    ]
+    command = [sys.executable, "-P", str(PROGRAM)]
+    keeper = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+    assert keeper.stdin is not None
+    assert keeper.stdout is not None
+    try:
+        fcntl.fcntl(keeper.stdout, fcntl.F_SETPIPE_SZ, 4096)
+        keeper.stdin.write("".join(f"{json.dumps(line)}\n" for line in lines).encode())
+        keeper.stdin.flush()
+        time.sleep(5)
+        query = "select lease_until > clock_timestamp() from tasklib.worker where id = %s"
+        assert conn.execute(query, [worker_id]).fetchall() == [(True,)]
+
+        os.set_blocking(keeper.stdout.fileno(), False)
+        for line in os.read(keeper.stdout.fileno(), 65536).splitlines():
+            assert json.loads(line)
+    finally:
+        keeper.kill()
+        keeper.communicate()

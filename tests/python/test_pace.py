@@ -87,6 +87,18 @@ def test_calls_in_vain_do_not_make_a_sleeper_write_its_row_again_and_again() -> 
     assert 3 <= len(idler.listed) <= 100 / 15 + 1
 
 
+def test_a_worker_that_is_called_in_vain_for_a_while_is_listed() -> None:
+    idler = Idler()
+    for _ in range(80):
+        idler.idle(0.2)
+        if idler.pace.called(idler.now, by_name=False):
+            idler.look()
+            idler.look()
+
+    assert [round(when - 100) for when in idler.listed] == [15]
+    assert not idler.pace.called(idler.now, by_name=False)
+
+
 def test_a_worker_that_is_called_looks_before_it_says_that_it_sleeps() -> None:
     idler = Idler()
     idler.idle(3)

@@ -2,6 +2,8 @@
 
 import asyncio
 import logging
+import os
+import socket
 from collections.abc import Callable
 from typing import Any
 
@@ -191,3 +193,56 @@ async def test_logs_tell_ids_and_never_arguments(
     ]
     assert {"attempt", "queue", "task_name", "worker_id"} <= vars(told[1]).keys()
     assert "hunter2" not in caplog.text
+
+
+async def test_a_connection_that_broke_leaves_nobody_elses_alone(
+    config: tasklib.Config, conn: Any
+) -> None:
+    loop, heard, read = asyncio.get_running_loop(), list[str | None](), list[bytes]()
+    broke = asyncio.Event()
+    ours, theirs = socket.socketpair()
+
+    def on_notification(payload: str | None) -> None:
+        # Like a task that connects in the same turn of the loop: its socket gets the free number.
+        heard.append(payload)
+        os.dup2(ours.fileno(), number)
+        loop.add_reader(number, lambda: read.append(os.read(number, 1)))
+        broke.set()
+
+    link = Link(config, "test link", on_notification)
+    await link.listen()
+    session = await link.run(_calls.backend_pid())
+    with link.hearing():
+        number = link._connection.fileno()  # pyright: ignore
+        conn.execute("select pg_terminate_backend(%s)", [session])
+        async with asyncio.timeout(10):
+            await broke.wait()
+    theirs.send(b"x")
+    await asyncio.sleep(0.1)
+    loop.remove_reader(number)
+    os.close(number)
+    ours.close()
+    theirs.close()
+
+    assert heard == [None]
+    assert read == [b"x"]
+
+
+async def test_a_draining_worker_looks_again_after_an_answer_was_lost(
+    aqueue: TaskQueue, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lost = lose_one_answer(monkeypatch, "told")
+
+    @aqueue.task(name="app.one_by_one")
+    async def one_by_one() -> None:
+        await asyncio.sleep(0.5)
+
+    task = one_by_one.options(concurrency_key="k")
+    ids = [await aqueue.enqueue(task) for _ in range(2)]
+    await aqueue.worker(drain=True, handle_signals=False, concurrency=2).run()
+
+    assert lost
+    for task_id in ids:
+        stored = await aqueue.get_task(task_id)
+        assert stored is not None
+        assert stored.is_completed

@@ -87,6 +87,109 @@ def test_a_worker_that_took_all_it_has_room_for_passes_the_call_on(conn, make_co
     assert payloads(listener) == []
 
 
+def test_a_worker_that_was_called_passes_the_call_on_at_once(conn, make_conn):
+    listener, called = make_conn(), register(conn, "t")
+    sleep(conn, called)
+    enqueue_many(conn, *({"name": "t"} for _ in range(3)))
+    run(listener, "listen tasklib")
+    other = register(conn, "t")
+    run(
+        conn,
+        "update tasklib.worker set asleep_until = now() + interval '1 minute', "
+        "queues = '{default}' where id = %s",
+        other,
+    )
+    assert len(claim(conn, called, 1)) == 1
+
+    assert payloads(listener) == [str(other)]
+
+
+def test_the_next_task_calls_another_one_when_a_worker_has_come(conn, make_conn):
+    listener, called, other = make_conn(), register(conn, "t"), register(conn, "t")
+    sleep(conn, called)
+    sleep(conn, other)
+    enqueue(conn)
+    run(listener, "listen tasklib")
+    assert len(claim(conn, called, 1)) == 1
+    enqueue(conn)
+
+    assert payloads(listener) == [str(other)]
+
+
+def test_a_queue_is_not_hushed_by_another_one(conn, make_conn):
+    listener, worker = make_conn(), register(conn, "t")
+    run(listener, "listen tasklib")
+    told: list[list[str]] = []
+    for _ in range(3):  # once in 190 times, two queues are taken for the same
+        sleep(conn, worker, "{mail}")
+        enqueue(conn, queue="busy")
+        enqueue(conn, queue="mail")
+        enqueue(conn, queue="mail")
+        told.append(payloads(listener))
+
+    assert ["", str(worker)] in told
+
+
+def test_a_batch_calls_workers_of_each_of_its_queues(conn, make_conn):
+    listener, mail, other = make_conn(), register(conn, "t"), register(conn, "t")
+    run(listener, "listen tasklib")
+    told: list[set[str]] = []
+    for _ in range(3):
+        sleep(conn, mail, "{mail}")
+        sleep(conn, other, "{other}")
+        enqueue_many(conn, {"name": "t", "queue": "mail"}, {"name": "t", "queue": "other"})
+        told.append(set(payloads(listener)))
+
+    assert {str(mail), str(other)} in told
+
+
+def test_sleepers_that_do_not_know_the_task_are_not_named(conn, make_conn):
+    listener, worker = make_conn(), register(conn, "t")
+    run(listener, "listen tasklib")
+    for _ in range(5):
+        sleep(conn, register(conn, "other"))
+    sleep(conn, worker)
+    enqueue(conn)
+    assert payloads(listener) == [str(worker)]
+
+    sleep(conn, worker)
+    enqueue_many(conn, {"name": "t"}, {"name": "t"})
+    assert payloads(listener) == [str(worker)]
+
+
+def test_what_becomes_due_in_another_way_than_by_enqueue_wakes_a_worker(conn, make_conn):
+    listener, worker, sleeper = make_conn(), register(conn, "t"), register(conn, "t")
+    run(listener, "listen tasklib")
+    released, rescheduled = enqueue(conn), enqueue(conn, delay="1 hour")
+    (task,) = claim(conn, worker)
+
+    sleep(conn, sleeper)
+    run(conn, "select tasklib.release(%s, %s, %s)", worker, [released], [task.attempt])
+    assert payloads(listener) == [str(sleeper)]
+    run(conn, "select tasklib.cancel(%s)", released)
+    sleep(conn, sleeper)
+    run(conn, "select tasklib.retry(%s)", released)
+    assert payloads(listener) == [str(sleeper)]
+    for delay in ("0", "5 seconds"):
+        sleep(conn, sleeper)
+        run(conn, "select tasklib.reschedule(%s, delay => %s)", rescheduled, delay)
+        assert payloads(listener) == [str(sleeper)]
+    sleep(conn, sleeper)
+    run(conn, "select tasklib.reschedule(%s, delay => '1 hour')", rescheduled)
+    assert payloads(listener) == []
+
+
+def test_a_retry_that_its_own_worker_does_not_see_to_wakes_another(conn, make_conn):
+    listener, worker, sleeper = make_conn(), register(conn, "t"), register(conn, "t")
+    enqueue(conn)
+    claim(conn, worker)
+    sleep(conn, sleeper)
+    run(listener, "listen tasklib")
+    run(conn, "select tasklib.deregister_worker(%s, crashed => true)", worker)
+
+    assert payloads(listener) == [str(sleeper)]
+
+
 def test_a_call_is_not_passed_on_within_a_queue_that_does_not_notify(conn, make_conn):
     listener, busy = make_conn(), register(conn, "t")
     enqueue_many(conn, *({"name": "t"} for _ in range(3)))

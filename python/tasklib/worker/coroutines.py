@@ -73,8 +73,10 @@ class Coroutines:
             self._end(run, outcome)
             if run.has_waited:
                 return
-            if task.cancelling():
-                break  # it asked for that itself, and the next one must not be hit
+            # It asked for that itself, and the next one must not be hit. Python before 3.13 does
+            # deliver what was taken back.
+            if task.cancelling() or getattr(task, "_must_cancel", False):
+                break
         self._hand_on()
 
     def _hand_on(self) -> None:

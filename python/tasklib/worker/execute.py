@@ -77,7 +77,11 @@ class Executor:
             self._coroutines.start(run, self._run_async(run, task, kwargs))
         else:
             context = self._context.copy()
-            self._threads.submit(lambda: context.run(self._run_sync, run, task, kwargs))
+            try:
+                self._threads.submit(lambda: context.run(self._run_sync, run, task, kwargs))
+            except RuntimeError as error:
+                message = f"RuntimeError: no thread could be started: {error}"
+                self._end_soon(run, ends.failed(message, "RuntimeError", retry=True))
 
     def interrupt(self, run: Run) -> None:
         """Make a run end; one in a thread looks at ``current_task().cancelled``."""

@@ -119,6 +119,10 @@ class Fetcher:
         by_name = payload is None or (self._board.current or "nobody") in payload
         return self._pace.called(self._loop.time(), by_name=by_name)
 
+    def look_again(self) -> None:
+        """Look now: tasks may have become due without a look having told of them."""
+        self.look_now, self.is_dry = True, False
+
     async def register(self, seconds: float | None = None) -> None:
         """Begin a registration, and claim under it from now on.
 

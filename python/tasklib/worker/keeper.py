@@ -78,6 +78,11 @@ class Keeper:
         await asyncio.to_thread(process.wait)
         _close(process)
 
+    def replace(self) -> None:
+        """End a process that has let a registration run out, for a new one to do better."""
+        if self._process is not None:
+            self._process.kill()
+
     def renewed(self, worker_id: str) -> None:
         """Keep a registration alive whose lease has just begun anew."""
         self._known.add(worker_id)
@@ -171,10 +176,19 @@ class Keeper:
         with contextlib.suppress(subprocess.TimeoutExpired):
             process.wait(timeout=0.1)
         _close(process)
+        self._spawn_later("the keeper of the lease ended")
+
+    def _spawn_later(self, what: str) -> None:
         pause = pause_after(self._failures)
         self._failures += 1
-        log.warning("the keeper of the lease ended; a new one starts in %.1f s", pause)
-        self._restart = self._loop.call_later(pause, self._spawn)
+        log.warning("%s; a new one starts in %.1f s", what, pause)
+        self._restart = self._loop.call_later(pause, self._spawn_again)
+
+    def _spawn_again(self) -> None:
+        try:
+            self._spawn()
+        except OSError as error:
+            self._spawn_later(f"the keeper of the lease could not be started ({error})")
 
 
 def _line(**order: object) -> bytes:

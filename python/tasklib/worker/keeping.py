@@ -27,6 +27,8 @@ ROUND_SECONDS = 1.0
 # Old history and dead workers do not wait for long when all workers idle.
 IDLE_TICK_SECONDS = 30.0
 RETRY_SECONDS = 1.0
+# A line of so many ids is shorter than what a pipe takes as a whole or not at all.
+IDS_IN_REPORT = 50
 
 
 class Gone(Exception):
@@ -69,7 +71,8 @@ class Keeping:
                     pause = self._round_seconds
                 except psycopg.Error as error:
                     self._drop()
-                    report(trouble=str(error).strip().partition("\n")[0] or type(error).__name__)
+                    what = str(error).strip().partition("\n")[0] or type(error).__name__
+                    report(trouble=what[:1000])
                     pause = RETRY_SECONDS
         except Gone:
             self._bury()
@@ -147,8 +150,9 @@ class Keeping:
             return
         if is_due:
             self._renewed[worker_id] = now
-        if asked:
-            report(cancel=[task_id for (task_id,) in asked])
+        ids = [task_id for (task_id,) in asked]
+        for first in range(0, len(ids), IDS_IN_REPORT):
+            report(cancel=ids[first : first + IDS_IN_REPORT])
 
     def _store(self, progress: dict[str, object]) -> None:
         try:
@@ -202,7 +206,9 @@ def is_stopped(pid: int) -> bool:
 
 
 def report(**what: object) -> None:
-    """Tell the worker something, if it is still there."""
+    """Tell the worker something, if it is still there and has read what it was told before."""
+    # Nothing waits for a worker that does not read: cancellations are told again, and a claim tells
+    # that a registration is lost.
     with contextlib.suppress(OSError):
         os.write(1, json.dumps(what).encode() + b"\n")
 
@@ -212,6 +218,7 @@ def main() -> None:
     # Ctrl-C and the end of a container reach every process; this one ends with its worker.
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, signal.SIG_IGN)
+    os.set_blocking(1, False)
     line = b""
     while not line.endswith(b"\n"):
         # Unbuffered: what follows the first line is for select.

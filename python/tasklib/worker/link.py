@@ -93,7 +93,9 @@ class Link:
         try:
             yield
         finally:
-            loop.remove_reader(number)
+            # When it broke, somebody else may have the number by now.
+            if self._connection is connection:
+                loop.remove_reader(number)
 
     async def run(self, call: Call[T]) -> T:
         """Run a call once.

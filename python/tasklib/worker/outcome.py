@@ -104,6 +104,13 @@ def cancelled(error: str | None) -> Outcome:
 
 def raised(error: BaseException, task: TaskFunction[..., object]) -> Outcome:
     """The function ended with an exception; what it means is said by its class."""
+    try:
+        return _meant(error, task)
+    except Exception:  # an exception whose own methods raise must not take the worker with it
+        return failed(_textless(error), type(error).__name__, retry=True)
+
+
+def _meant(error: BaseException, task: TaskFunction[..., object]) -> Outcome:
     reason = type(error).__name__
     if isinstance(error, Snooze):
         return Outcome("snoozed", json.dumps({"state": "snoozed", "seconds": error.seconds}))
@@ -163,8 +170,12 @@ def explained(error: BaseException) -> str:
         trace = trace.tb_next
     try:
         return "".join(traceback.format_exception(type(error), error, trace))
-    except Exception:  # an exception whose own methods raise must not take the worker with it
-        return f"{type(error).__name__} (its text could not be made)"
+    except Exception:
+        return _textless(error)
+
+
+def _textless(error: BaseException) -> str:
+    return f"{type(error).__name__} (its text could not be made)"
 
 
 def storable(text: str) -> str:

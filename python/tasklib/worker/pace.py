@@ -24,8 +24,9 @@ MOST_AHEAD_BYTES = 4_000_000
 class Pace:
     """Counts looks that found too little, of a worker that hears notifications.
 
-    One that has found nothing for a while is listed in the database as asleep: then it is called by
-    its name, or not at all, so that one new task does not wake all workers.
+    One that has found nothing for a while, however often it was called, is listed in the database
+    as asleep: then it is called by its name, or not at all, so that one new task does not wake all
+    workers.
 
     Attributes:
         next_look: The loop's time before which nothing is claimed, unless something wakes it.
@@ -38,6 +39,7 @@ class Pace:
         self._due = 0.0
         self._looks = 0
         self._listed_until = 0.0
+        self._idle_since = math.inf
         self._is_asleep = False
         self._is_called = False
 
@@ -52,8 +54,9 @@ class Pace:
 
     def is_listed_next(self, now: float) -> bool:
         """Tell whether a look now is to list it as asleep for long; seldom, as it writes a row."""
-        is_idle = self._looks > len(SETTLING) or (self._looks == 0 and self._listed_until > 0)
-        return is_idle and self._listed_until <= now + ARMED_SECONDS - SLEEP_SECONDS
+        is_ending = self._listed_until <= now + ARMED_SECONDS - SLEEP_SECONDS
+        is_idle = now - self._idle_since >= SLEEP_SECONDS
+        return is_ending and (self._looks > len(SETTLING) or (self._looks == 0 and is_idle))
 
     def found_enough(self, now: float) -> None:
         """There may be more: look as soon as there is room."""
@@ -61,6 +64,7 @@ class Pace:
         self.is_trickle = self._is_asleep = self._is_called = False
         self._looks = 0
         self._listed_until = 0.0
+        self._idle_since = math.inf
 
     def found_some(self, now: float) -> None:
         """The queue ran dry just now."""
@@ -77,6 +81,7 @@ class Pace:
             is_listed: Whether it listed the worker as asleep.
         """
         self.is_trickle = False
+        self._idle_since = min(self._idle_since, now)
         if self._is_called:
             # Somebody else was faster: say at once that this one sleeps on.
             self._is_called = False

@@ -159,11 +159,13 @@ class Shift:
         if not room or (batch and batch[0][0].worker_id != self._board.current):
             await self._finisher.send(batch)
             # What these held, a concurrency key say, may have let another task go.
-            self._fetcher.look_now = True
+            self._fetcher.look_again()
         else:
             try:
                 delivery = await self._fetcher.fetch(room, batch)
             except Unregistered as error:
+                if error.worker_id in self._board.registrations:
+                    self._keeper.replace()  # which should have known before: it may be stopped
                 self._lose(error.worker_id)
                 return
             if delivery is not None:
@@ -249,6 +251,7 @@ class Shift:
     async def _retire(self) -> None:
         for worker_id in self._board.retired():
             await self._deregister(worker_id)
+            self._fetcher.look_again()
 
     # ---- waiting and ending ----------------------------------------------------------------------
 

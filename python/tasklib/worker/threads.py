@@ -28,20 +28,32 @@ class Threads:
         self._free = 0
 
     def submit(self, job: Callable[[], Callable[[], None]]) -> None:
-        """Run a job, which does not raise, in a thread; then what it returned on the loop."""
+        """Run a job, which does not raise, in a thread; then what it returned on the loop.
+
+        Raises:
+            RuntimeError: The system lets no thread start, and there is none yet.
+        """
         with self._lock:
-            if self._free > 0:
-                self._free -= 1
-            else:
-                self._count += 1
-                name = f"{self._name}-{self._count}"
-                threading.Thread(target=self._work, name=name, daemon=True).start()
+            if self._free <= 0:
+                self._start_one()
+            self._free -= 1
         self._jobs.put(job)
 
     def close(self) -> None:
         """Let the threads end; one that runs a job ends after it."""
         for _ in range(self._count):
             self._jobs.put(None)
+
+    def _start_one(self) -> None:
+        name = f"{self._name}-{self._count + 1}"
+        try:
+            threading.Thread(target=self._work, name=name, daemon=True).start()
+        except RuntimeError:
+            if not self._count:
+                raise
+            return  # the job waits for one of those that there are
+        self._count += 1
+        self._free += 1
 
     def _work(self) -> None:
         while (job := self._jobs.get()) is not None:
