@@ -210,7 +210,7 @@ from tasklib.worker
     from tasklib.running group by running.worker_id
   ) as held on held.worker_id = worker.id;
 comment on view tasklib.worker_health is
-  'Every worker of the last day: alive, silent (its lease ran out, tick will give its tasks to others), lost (tick did) or ended (it said so); how much it runs, and since when. task_types is null for a worker that takes any name.';
+  'Every worker of the last day: alive, silent (its lease ran out, tick will give its tasks to others), lost (tick did) or ended (it said so, or its keeper when it died); how much it runs, and since when. task_types is null for a worker that takes any name.';
 
 create or replace view tasklib.stuck_tasks as
 select parked.task_id, task.name, task.queue, 'no live worker knows the name' as reason,

@@ -126,6 +126,11 @@ def test_what_cannot_be_loaded_is_a_usage_error(start: Start, target: str, compl
     assert complaint in ended(start(target, "--drain"), code=2).replace("\n", " ")
 
 
+def test_a_memory_limit_below_what_the_code_takes_is_refused(start: Start) -> None:
+    log = ended(start("app", "--drain", "--max-memory", "500"), code=2)
+    assert "before its first task; write 500MiB" in log
+
+
 def test_a_module_without_tasks_is_refused_with_a_guess(start: Start, tmp_path: Path) -> None:
     (tmp_path / "only.py").write_text("import tasklib\nqueue = tasklib.TaskQueue()\n")
 

@@ -60,6 +60,21 @@ async def test_what_runs_may_end_when_it_has_grown(
     assert found.state == ("pending" if worker.stats.completed == 2 else "completed")
 
 
+async def test_one_that_is_too_large_from_its_start_still_runs_a_task(aqueue: TaskQueue) -> None:
+    @aqueue.task
+    async def work() -> None: ...
+
+    worker = aqueue.worker(handle_signals=False, max_memory=1)
+    run = asyncio.create_task(worker.run())
+    await asyncio.sleep(3 * limits.LOOK_SECONDS)
+    assert not run.done(), "or fresh ones would follow each other for ever"
+
+    await aqueue.enqueue(work)
+    await asyncio.wait_for(run, 60)
+    assert worker.wants_replacement
+    assert worker.stats.completed == 1
+
+
 async def test_a_worker_that_was_stopped_or_is_dry_wants_nobody(aqueue: TaskQueue) -> None:
     @aqueue.task
     async def work() -> None: ...

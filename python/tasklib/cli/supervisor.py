@@ -242,8 +242,13 @@ class Supervision:
         self._due.clear()
         self._next_look = self._hurry_at = NEVER
         if self._stops == 1:
-            logger.info("stopping %d processes", len(self._children))
+            logger.info(
+                "%s: stopping %d processes; running tasks may end, a second one does not wait",
+                signal.Signals(number).name,
+                len(self._children),
+            )
         else:
+            logger.warning("%s again: leaving at once", signal.Signals(number).name)
             self._code = 128 + number
             self._kill_at = time.monotonic() + (KILL_SECONDS if self._stops == 2 else 0.0)
         self._say(STOP if self._stops == 1 else LEAVE)

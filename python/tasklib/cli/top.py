@@ -67,10 +67,12 @@ def draw(seen: Look, heading: str, lines: int) -> str:
         heading: Where it was seen.
         lines: How many fit; what is left out is said.
     """
-    queues = _fit([_queue(row) for row in seen.queues], max(3, lines // 4))
-    names = _fit([_name(row) for row in seen.names], max(3, lines // 4))
-    left = lines - len(queues) - len(names) - 10
-    workers = _fit([cells for row in seen.workers for cells in _worker(row)], max(3, left))
+    share, left = max(3, lines // 4), lines - 10
+    queues = _fit([_queue(row) for row in seen.queues], share)
+    left -= len(queues)
+    workers = [cells for row in seen.workers for cells in _worker(row)]
+    workers = _fit(workers, max(3, left - min(share, len(seen.names))))
+    names = _fit([_name(row) for row in seen.names], max(3, left - len(workers)))
     return "\n\n".join(
         [
             f"{heading}   {format_cell(datetime.now(UTC))}\n{_rates(seen)}",

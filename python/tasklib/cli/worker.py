@@ -15,6 +15,7 @@ import click
 import tasklib
 from tasklib import _admin_calls
 from tasklib.config import Config
+from tasklib.worker.limits import resident_bytes
 
 from ._app import pass_settings
 from ._children import this_command
@@ -131,6 +132,7 @@ def worker(
         tasklib.init(config)  # tasks that enqueue others shall find the same database
     if no_listen:
         config = config.model_copy(update={"listen": False})
+    _check_memory(options["max_memory"])
     if supervisor and config.is_memory:
         raise click.UsageError("memory:// belongs to one process: not with --processes, --reload.")
     if options["shutdown_timeout"] is None:
@@ -170,6 +172,16 @@ def worker(
         raise SystemExit(128 + signal.SIGTERM) from None
     if made.wants_replacement:
         supervisor.tell("again") if supervisor else execute_again()
+
+
+def _check_memory(limit: int | None) -> None:
+    """Refuse a limit that every fresh process would be above before its first task."""
+    occupied = resident_bytes()
+    if limit is not None and occupied > limit:
+        raise click.UsageError(
+            f"--max-memory is {limit:,} bytes, and the process takes {occupied / 2**20:.0f} MiB "
+            "before its first task; write 500MiB or 2GiB."
+        )
 
 
 def _server(config: Config) -> str:

@@ -91,9 +91,8 @@ class _Child:
             self._modules.load(place)
         except _Terminated:
             raise
-        except (
-            BaseException
-        ) as error:  # also SystemExit: a script that is nothing but its main part
+        # Also SystemExit: a script that is nothing but its main part.
+        except BaseException as error:
             error.add_note(_cannot_import(place))
             return ends.failed(ends.explained(error), type(error).__name__, retry=True), True
         task = self._modules.find(run.claimed.name, place)
@@ -136,20 +135,20 @@ class _Child:
             for kind, content in decoder.feed(data):
                 self._receive(kind, content)
 
-    def _receive(self, kind: str, body: Any) -> None:
+    def _receive(self, kind: str, content: Any) -> None:
         if kind == "setup":
-            setup = Setup(**body)
+            setup = Setup(**content)
             sys.argv = setup.argv
             self._forward_logs(setup.levels)
             self._modules = Modules(setup)
         elif kind == "run":
-            claimed = Claimed(**body["claimed"])
-            place = Place(body["place"]["module"], tuple(body["place"]["origin"]))
-            self._run = Run(claimed, body["worker_id"])
+            claimed = Claimed(**content["claimed"])
+            place = Place(content["place"]["module"], tuple(content["place"]["origin"]))
+            self._run = Run(claimed, content["worker_id"])
             self._jobs.put((self._run, place))
         elif kind in ("stop", "terminate"):
             if self._run is not None:
-                self._run.stop_reason = body
+                self._run.stop_reason = content
             if kind == "terminate":
                 self._jobs.put(None)
                 self._sigterm.announce()

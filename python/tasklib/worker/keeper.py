@@ -1,4 +1,4 @@
-"""The worker's side of its keeper, the process that keeps its leases: see `keeping`."""
+"""The worker's side of its keeper, the process that keeps its leases; `keeping` is its program."""
 
 from __future__ import annotations
 

@@ -19,7 +19,9 @@ class Limits:
 
     Args:
         max_tasks: Attempts that it may take; None takes any number.
-        max_memory: Bytes that it may occupy when it takes more; None looks at nothing.
+        max_memory: Bytes that it may occupy when it takes more; None looks at nothing. It takes one
+            in any case: else one that is too large from its start would be replaced for ever, and
+            nothing would run.
 
     Attributes:
         reached: Which limit it is that was reached, in words; None while none is.
@@ -43,7 +45,7 @@ class Limits:
             return
         if self._max_tasks is not None and claimed >= self._max_tasks:
             self.reach(f"{claimed} attempts")
-        elif self._max_memory is not None and time.monotonic() >= self._next_look:
+        elif self._max_memory is not None and claimed and time.monotonic() >= self._next_look:
             self._next_look = time.monotonic() + LOOK_SECONDS
             occupied = resident_bytes()
             if occupied > self._max_memory:

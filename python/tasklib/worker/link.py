@@ -1,4 +1,4 @@
-"""The worker's connection for claiming and finishing; it comes back by itself."""
+"""The worker's connection for claiming, finishing and notifications; it comes back by itself."""
 
 from __future__ import annotations
 
@@ -44,6 +44,11 @@ def is_infrastructure(error: BaseException) -> bool:
         return error.sqlstate.startswith(_TRANSIENT)
     # A connection that breaks off says no code.
     return isinstance(error, (psycopg.OperationalError, psycopg.InterfaceError))
+
+
+def first_line(error: BaseException) -> str:
+    """Return what an error says, short enough for a log; its class where it says nothing."""
+    return str(error).strip().partition("\n")[0] or type(error).__name__
 
 
 def pause_after(failures: int) -> float:
@@ -143,8 +148,8 @@ class Link:
         """Wait after an infrastructure error, longer each time, and say so."""
         pause = pause_after(self._failures)
         self._failures += 1
-        what = str(error).strip().partition("\n")[0] or type(error).__name__
-        log.warning("the database does not answer (%s); next try in %.1f s", what, pause)
+        told = "the database does not answer (%s); next try in %.1f s"
+        log.warning(told, first_line(error), pause)
         await asyncio.sleep(pause)
 
     def drop(self) -> None:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import os
+import signal
 import socket
 from collections.abc import Callable, Iterable
 
@@ -16,6 +18,8 @@ from tasklib.worker.fetch import Settings
 from tasklib.worker.finish import WorkerStats
 from tasklib.worker.shift import Shift
 from tasklib.worker.signals import handled
+
+log = logging.getLogger("tasklib.worker")
 
 
 class TaskWorker:
@@ -127,9 +131,13 @@ class TaskWorker:
         left_by: list[int] = []
 
         def on_signal(number: int) -> None:
+            name = signal.Signals(number).name
             if self._is_stopping:
+                log.warning("%s again: leaving at once, what runs is given back", name)
                 left_by.append(number)
                 work.cancel()
+            else:
+                log.info("%s: running tasks may end; a second one leaves at once", name)
             self.request_stop()
 
         if self._is_stopping:

@@ -27,7 +27,7 @@ from tasklib import _calls, _connections, _worker_calls
 from tasklib._connections import AsyncConnection, Connection
 from tasklib.config import Config
 from tasklib.worker.context import Run
-from tasklib.worker.link import is_infrastructure, pause_after
+from tasklib.worker.link import first_line, is_infrastructure, pause_after
 
 C = TypeVar("C", Connection, AsyncConnection)
 log = logging.getLogger("tasklib.worker")
@@ -256,10 +256,8 @@ def _pause(run: Run, error: Exception, failures: int) -> float:
     if run.stop_reason is not None:
         raise Stopped from error
     pause = pause_after(failures)
-    what = str(error).strip().partition("\n")[0] or type(error).__name__
-    log.warning(
-        "a task waits for a connection (%s); next try in %.1f s", what, pause, extra=run.log
-    )
+    told = "a task waits for a connection (%s); next try in %.1f s"
+    log.warning(told, first_line(error), pause, extra=run.log)
     return pause
 
 

@@ -40,7 +40,7 @@ class Threads:
         self._jobs.put(job)
 
     def close(self) -> None:
-        """Let the threads end; one that runs a job ends after it."""
+        """Let the threads end; one that runs a job ends after it, and nobody waits for it."""
         for _ in range(self._count):
             self._jobs.put(None)
 
