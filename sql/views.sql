@@ -194,6 +194,7 @@ select
   worker.lease_until,
   worker.lost_at is null and worker.lease_until >= clock_timestamp() as alive,
   case
+    when worker.crashed then 'crashed'
     when worker.lost_at > worker.lease_until then 'lost'
     when worker.lost_at is not null then 'ended'
     when worker.lease_until < clock_timestamp() then 'silent'
@@ -210,7 +211,7 @@ from tasklib.worker
     from tasklib.running group by running.worker_id
   ) as held on held.worker_id = worker.id;
 comment on view tasklib.worker_health is
-  'Every worker of the last day: alive, silent (its lease ran out, tick will give its tasks to others), lost (tick did) or ended (it said so, or its keeper when it died); how much it runs, and since when. task_types is null for a worker that takes any name.';
+  'Every worker of the last day: alive, silent (its lease ran out, tick will give its tasks to others), lost (tick did), crashed (its keeper saw it die and handed them back) or ended (it said so); how much it runs, and since when. task_types is null for a worker that takes any name.';
 
 create or replace view tasklib.stuck_tasks as
 select parked.task_id, task.name, task.queue, 'no live worker knows the name' as reason,

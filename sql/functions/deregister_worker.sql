@@ -14,7 +14,9 @@ begin
   -- waits for an open claim of this worker, whose tasks must be given back too
   perform from tasklib.worker where worker.id = deregister_worker.worker_id for update;
   perform tasklib._registration(deregister_worker.worker_id);
-  update tasklib.worker set lost_at = clock_timestamp(), cleared_at = clock_timestamp()
+  update tasklib.worker
+  set lost_at = clock_timestamp(), cleared_at = clock_timestamp(),
+    crashed = deregister_worker.crashed is true
   where worker.id = deregister_worker.worker_id and worker.lost_at is null;
 
   for v_run in

@@ -240,6 +240,7 @@ create table tasklib.worker (
   lease interval not null,
   asleep_until timestamptz,
   graced boolean not null default false,
+  crashed boolean not null default false,
   registered_by text not null,
   name text not null,
   types bigint[],
@@ -253,6 +254,7 @@ comment on column tasklib.worker.cleared_at is 'Everything that it held has been
 comment on column tasklib.worker.asleep_until is 'It has been idle for a while and sleeps until then unless a notification names it; null while it is awake. Written once in a quarter of a lease at most, so that a held snapshot costs nothing.';
 comment on column tasklib.worker.queues is 'The queues that it asked for when it went to sleep.';
 comment on column tasklib.worker.graced is 'Its lease was renewed by tick, not by a heartbeat.';
+comment on column tasklib.worker.crashed is 'Somebody saw its process die, and ended its registration.';
 comment on column tasklib.worker.types is 'Hashes of the task names it runs; null: any name.';
 
 create table tasklib.task_type (

@@ -9,7 +9,7 @@ from typing import Any, cast
 
 import pytest
 from click.testing import CliRunner
-from psycopg import Connection
+from psycopg import Connection, sql
 
 from tasklib.cli import _checks, main
 from tasklib.cli._session import Session
@@ -161,6 +161,14 @@ def test_a_silent_worker_needs_action_and_a_lost_one_is_worth_knowing(
     assert "1 went silent" in message
 
 
+def test_a_worker_that_died_is_worth_knowing(
+    read: Read, worker: Worker, conn: Connection[Any]
+) -> None:
+    conn.execute("select tasklib.deregister_worker(%s, crashed => true)", (worker.id,))
+
+    assert ("note", "1 died within a day, last by-hand") in findings(read, "workers", code=0)
+
+
 def test_a_worker_that_left_in_order_is_no_finding(
     read: Read, worker: Worker, conn: Connection[Any]
 ) -> None:
@@ -234,11 +242,15 @@ def test_a_role_that_may_not_look_is_told_what_it_lacks(
 ) -> None:
     conn.execute("create role nobody_in_particular")
     conn.execute("grant usage on schema tasklib to nobody_in_particular")
+    # In this database alone: tests in others go on meanwhile, with the same role.
+    here = sql.SQL("alter role current_user in database {} ").format(
+        sql.Identifier(conn.info.dbname)
+    )
     try:
-        conn.execute("alter role current_user set role = 'nobody_in_particular'")
+        conn.execute(here + sql.SQL("set role = 'nobody_in_particular'"))
         document = read("doctor", "--only", "workers,tasks,schema")
     finally:
-        conn.execute("alter role current_user reset role")
+        conn.execute(here + sql.SQL("reset role"))
         conn.execute("drop owned by nobody_in_particular")
         conn.execute("drop role nobody_in_particular")
 

@@ -90,12 +90,13 @@ def test_durations_and_outcomes_by_name(conn):
     assert row.last_finished_at is not None
 
 
-def test_workers_alive_silent_and_ended(conn):
+def test_workers_alive_silent_crashed_and_ended(conn):
     worker = register(conn, "t", "u", name="mailer", info={"host": "h1"}, lease="24 hours")
-    silent, ended = register(conn), register(conn)
+    silent, crashed, ended = register(conn), register(conn), register(conn)
     enqueue(conn)
     claim_one(conn, worker)
     call(conn, "deregister_worker", worker_id=ended)
+    call(conn, "deregister_worker", worker_id=crashed, crashed=True)
     run(
         conn,
         "update tasklib.worker set lease_until = clock_timestamp() - interval '1 s' where id = %s",
@@ -106,6 +107,7 @@ def test_workers_alive_silent_and_ended(conn):
     assert {w: (found[w].status, found[w].alive) for w in found} == {
         worker: ("alive", True),
         silent: ("silent", False),
+        crashed: ("crashed", False),
         ended: ("ended", False),
     }
     seen = found[worker]

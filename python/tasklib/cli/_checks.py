@@ -224,14 +224,15 @@ def _workers(session: Session) -> Iterator[Finding]:
                 f"{row['name']} ({row['worker_id']}) is silent and holds {row['running']} tasks",
                 "The next tick gives them to others. Look why it died: memory, machine, network.",
             )
-    died = [row for row in found if row["status"] == "lost"]
-    if died:
-        yield Finding(
-            "workers",
-            "note",
-            f"{len(died)} went silent and were given up within a day, last {died[0]['name']}",
-            "`tasklib workers --all` lists them; failures with cause lost name their tasks.",
-        )
+    for status, what in (("crashed", "died"), ("lost", "went silent and were given up")):
+        if gone := [row for row in found if row["status"] == status]:
+            yield Finding(
+                "workers",
+                "note",
+                f"{len(gone)} {what} within a day, last {gone[0]['name']}",
+                "`tasklib workers --all` lists them; "
+                f"failures with cause {status} name their tasks.",
+            )
 
 
 def _tasks(session: Session) -> Iterator[Finding]:
