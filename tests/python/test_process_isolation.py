@@ -426,7 +426,7 @@ async def test_what_a_task_leaves_running_ends_with_its_child(
     assert is_alive(left)
     await worker.stop()
 
-    assert not is_alive(left)
+    await until_gone(left)  # killed, it takes a moment to die
 
 
 # ---- crashes -------------------------------------------------------------------------------------
