@@ -123,25 +123,29 @@ _AWAKE: LiteralString = """
 asleep as materialized (
   select ended.statuses, null::float8 + ended.count as wait from ended
 )"""
-_CLAIM: LiteralString = """
+_TASK: LiteralString = """
+select task.id::text, task.attempt, task.name, task.queue, task.kwargs::text,
+  task.retry_count, task.max_retries, task.timeout_seconds, task.tags::text, task.headers::text
+"""
+# The first row has no task, but what the other parts told, in columns of the same types.
+_CLAIM: LiteralString = (
+    """
 select asleep.statuses, null::int, null::text, null::text, null::text, null::int, null::int,
   asleep.wait, null::text, null::text
 from asleep
-union all
-select task.id::text, task.attempt, task.name, task.queue, task.kwargs::text,
-  task.retry_count, task.max_retries, task.timeout_seconds, task.tags::text, task.headers::text
-from asleep cross join lateral tasklib.claim(worker_id => %(worker_id)s::uuid,
+union all"""
+    + _TASK
+    + """from asleep cross join lateral tasklib.claim(worker_id => %(worker_id)s::uuid,
   queues => %(queues)s::text[],
   max_tasks => %(max_tasks)s::int + coalesce(0 * asleep.wait, 0)::int) as task
 """
-
-
-_CLAIM_ALONE: LiteralString = """
-select task.id::text, task.attempt, task.name, task.queue, task.kwargs::text,
-  task.retry_count, task.max_retries, task.timeout_seconds, task.tags::text, task.headers::text
-from tasklib.claim(worker_id => %(worker_id)s::uuid, queues => %(queues)s::text[],
+)
+_CLAIM_ALONE: LiteralString = (
+    _TASK
+    + """from tasklib.claim(worker_id => %(worker_id)s::uuid, queues => %(queues)s::text[],
   max_tasks => %(max_tasks)s::int) as task
 """
+)
 
 
 def exchange(
