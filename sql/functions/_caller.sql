@@ -1,14 +1,11 @@
 -- Inside a SECURITY DEFINER function current_user is the owner. Who called is the role that was set
--- last, or the login role.
+-- last, or the login role. No SET clause, so that the planner inlines it.
 create or replace function tasklib._caller()
   returns text
-  language plpgsql
+  language sql
   stable
-  set search_path = pg_catalog, pg_temp
 as $$
-begin
-  return coalesce(nullif(current_setting('role', true), 'none'), session_user::text);
-end;
+  select coalesce(nullif(pg_catalog.current_setting('role', true), 'none'), session_user::pg_catalog.text)
 $$;
 comment on function tasklib._caller() is
   'Internal. The role on whose behalf the running function was called.';

@@ -169,9 +169,11 @@ class Shift:
                 self._lose(error.worker_id)
                 return
             if delivery is not None:
-                # Not at once: when there is more to send, the database shall not wait for it.
                 self._incoming += len(delivery)
-                self._loop.call_soon(self._receive, delivery)
+                if self._finisher:  # the database shall not wait for that meanwhile
+                    self._loop.call_soon(self._receive, delivery)
+                else:
+                    self._receive(delivery)
         if len(self._board.registrations) > 1:
             await self._retire()
 
