@@ -107,7 +107,14 @@ class Fetcher:
     @property
     def is_due(self) -> bool:
         """Whether it is time to look."""
-        return self.look_now or self._loop.time() >= self._pace.next_look
+        return self.gathers_for == 0 and (
+            self.look_now or self._loop.time() >= self._pace.next_look
+        )
+
+    @property
+    def gathers_for(self) -> float:
+        """Seconds for which tasks and outcomes gather, as they come faster than calls for a few."""
+        return max(0.0, self._pace.gathers_until - self._loop.time())
 
     @property
     def next_look(self) -> float:
@@ -229,7 +236,7 @@ class Fetcher:
             is_hasty = found or self._settings.drain
             self._pace.next_look = now + (min(SOON_SECONDS, wait) if is_hasty else wait)
         elif found:
-            self._pace.found_some(now)
+            self._pace.found_some(now, found)
         elif is_planned:
             is_listed = idle is not None and idle.for_long
             self._pace.found_nothing(now, answer.wait, is_listed=is_listed)

@@ -149,7 +149,7 @@ class Shift:
         """Tell whether to send outcomes now: more of them are coming while others wait here."""
         count, ahead = len(self._finisher), len(self._ahead) + self._incoming
         if not count or not ahead:
-            return count > 0
+            return count > 0 and (self._stopping or self._fetcher.gathers_for == 0)
         is_late = self._loop.time() - self._settled_at > GATHER_SECONDS
         return is_late or count >= min(ahead, ENOUGH)
 
@@ -262,12 +262,14 @@ class Shift:
         timeout = None
         now = self._loop.time()
         if not self._stopping and not self._ahead and self._room_to_claim():
-            timeout = max(0.0, self._fetcher.next_look - now)
+            timeout = max(0.0, self._fetcher.next_look - now, self._fetcher.gathers_for)
         elif self._ahead:
             if now - self._ahead[0].started > AHEAD_SECONDS:
                 self._give_back_ahead()
                 return
             timeout = GATHER_SECONDS if self._finisher else AHEAD_SECONDS
+        elif self._finisher:
+            timeout = self._fetcher.gathers_for
         with self._link.hearing(), contextlib.suppress(TimeoutError):
             async with asyncio.timeout(timeout):
                 await self._wake.wait()
