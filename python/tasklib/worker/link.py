@@ -169,9 +169,12 @@ class Link:
                     self._connection = await _connections.aconnect(self._config, self._name)
                     if self._shall_listen:
                         await self._listen(self._connection)
-            except (DatabaseUnavailable, TimeoutError, OSError) as error:
+            except BaseException as error:
+                # A standby, say, lets nobody listen: the next connection tries again.
                 self.drop()
-                raise NotSent(str(error) or "no connection in time") from error
+                if is_infrastructure(error):
+                    raise NotSent(str(error) or "no connection in time") from error
+                raise
         return self._connection
 
     # ---- notifications ---------------------------------------------------------------------------
@@ -186,8 +189,12 @@ class Link:
         async with self._lock:
             connection = await self._open()
             if self._shall_listen and not self.is_listening:
-                async with asyncio.timeout(CALL_SECONDS):
-                    await self._listen(connection)
+                try:
+                    async with asyncio.timeout(CALL_SECONDS):
+                        await self._listen(connection)
+                except BaseException:
+                    self.drop()
+                    raise
 
     async def _listen(self, connection: AsyncConnection) -> None:
         try:
