@@ -32,7 +32,9 @@ from sql.support import (
     sweep,
     tick,
 )
+from tasklib import Config, _calls
 from tasklib._migrate import migrate
+from tasklib.worker.link import Link, is_infrastructure
 
 Open = Callable[[Node], Connection[Any]]
 
@@ -185,6 +187,21 @@ def test_positions_and_marks_go_on_where_they_were(pair: Pair, session: Open) ->
     assert taken[-50:] == made
     assert len(taken) == 250
     assert sweep(conn) == 0
+
+
+async def test_a_session_that_met_a_standby_listens_after_its_promotion(pair: Pair) -> None:
+    config = Config(database_url=pair.standby.conninfo())
+    link = Link(config, "test link", lambda _payload: None)
+    for call_on_standby in (link.listen, lambda: link.run(_calls.backend_pid())):
+        with pytest.raises(Exception, match="during recovery") as caught:
+            await call_on_standby()
+        assert is_infrastructure(caught.value)
+    pair.primary.kill()
+    pair.promote()
+
+    await link.run(_calls.backend_pid())
+    assert link.is_listening
+    link.drop()
 
 
 @pytest.fixture
