@@ -1,4 +1,4 @@
-"""A primary and its standby, on Unix sockets: killed, promoted, cut off from each other, rebuilt."""
+"""A primary and its standby: killed, promoted, cut off from each other, rebuilt."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The tasks of the failover tests. Each run writes to a file outside of the database, as it begins."""
+"""The tasks of the failover tests: each run writes to a file, as it begins."""
 
 from __future__ import annotations
 

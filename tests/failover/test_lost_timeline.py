@@ -21,8 +21,8 @@ from sql.support import (
     claim_one,
     complete,
     enqueue,
-    finish,
     fingerprint,
+    finish,
     one,
     refused,
     register,
@@ -260,8 +260,8 @@ def test_an_idle_worker_makes_good_what_was_lost(
     assert run_of_new != of_old.run
     assert "came too late: stale" in worker.log
 
-    # Its completion was lost with the old primary. When nothing else runs under the old registration,
-    # that one is ended, and the task is run again.
+    # Its completion was lost with the old primary. When nothing else runs under the old
+    # registration, that one is ended, and the task is run again.
     wait_until(lambda: state(conn, ends) == "completed", "the first task ends again")
     assert len(ledger.of(ends)) == 2
     tick(conn)
