@@ -17,6 +17,7 @@ import psycopg
 from psycopg.conninfo import make_conninfo
 
 from tasklib import _account, _binaries, _postmaster
+from tasklib._binaries import Binaries
 
 SECONDS = 30.0
 SETTINGS = {
@@ -58,7 +59,7 @@ class Node:
         self.data = folder / self.name
         self.log = folder / f"{self.name}.log"
         self._account = _account.for_data(folder)
-        self._binaries = self._account.usable(_binaries.find())
+        self._binaries = self._account.usable(_programs())
 
     @property
     def socket(self) -> Path:
@@ -247,6 +248,16 @@ class Pair:
             old.kill()
             old.copy(self.primary)
         old.start()
+
+
+def _programs() -> Binaries:
+    """Return the server's programs; those of another version where some are missing (npm's)."""
+    for folder in (_binaries.find().folder, *_binaries.candidates()):
+        if all((folder / name).exists() for name in ("pg_basebackup", "pg_rewind")):
+            found = _binaries.inspect(folder)
+            if found is not None:
+                return found
+    raise AssertionError("no server with pg_basebackup and pg_rewind is on this machine")
 
 
 def _children(pid: int) -> list[int]:
