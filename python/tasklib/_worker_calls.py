@@ -246,6 +246,11 @@ CRASHED: LiteralString = (
 )
 
 
+def heartbeat(worker_id: str) -> Call[None]:
+    """Renew a lease, which tells whether the registration is still one."""
+    return Call(HEARTBEAT, {"worker_id": worker_id}, lambda _rows: None)
+
+
 def tick() -> Call[Ticked | None]:
     """Do a bounded piece of housekeeping; None when another session is at it."""
     return Call(

@@ -27,8 +27,8 @@ begin
 
   v_types := tasklib._store_task_types(register_worker.task_types, v_now);
 
-  insert into tasklib.worker (registered_at, lease_until, lease, registered_by, name, types, info)
-  values (v_now, v_now + register_worker.lease, register_worker.lease, tasklib._caller(),
+  insert into tasklib.worker (id, registered_at, lease_until, lease, registered_by, name, types, info)
+  values (tasklib._new_worker_id(), v_now, v_now + register_worker.lease, register_worker.lease, tasklib._caller(),
     coalesce(register_worker.name, 'worker'), v_types, register_worker.info)
   returning worker.id into v_id;
 

@@ -187,8 +187,12 @@ class Fetcher:
                 _worker_calls.exchange(worker_id, queues, room, ended, idle)
             )
         except WorkerNotRegistered as error:
-            self._finisher.note(batch, ["stale"] * len(batch))
-            raise Unregistered(worker_id) from error
+            self._finisher.put_back(batch)
+            if not await self._is_registered(worker_id):
+                raise Unregistered(worker_id) from error
+            # Another server, or one that was started anew: what runs keeps its lease, and goes on.
+            await self.register()
+            return None
         except Exception as error:
             await self._recover(error, batch)
             return None
@@ -220,6 +224,13 @@ class Fetcher:
             await self._finisher.send(batch)
         else:
             raise error
+
+    async def _is_registered(self, worker_id: str) -> bool:
+        try:
+            await self._link.persist(_worker_calls.heartbeat(worker_id))
+        except WorkerNotRegistered:
+            return False
+        return True
 
     async def _plan(
         self, answer: Exchanged, room: int, idle: Idle | None, *, is_planned: bool

@@ -173,9 +173,12 @@ class Link:
                     self._session = Statements(connection)
                     if self._shall_listen:
                         await self._listen(connection)
-            except (DatabaseUnavailable, TimeoutError, OSError) as error:
+            except BaseException as error:
+                # A standby, say, lets nobody listen: the next connection tries again.
                 self.drop()
-                raise NotSent(str(error) or "no connection in time") from error
+                if is_infrastructure(error):
+                    raise NotSent(str(error) or "no connection in time") from error
+                raise
         return self._session
 
     # ---- notifications ---------------------------------------------------------------------------
@@ -190,8 +193,12 @@ class Link:
         async with self._lock:
             session = await self._open()
             if self._shall_listen and not self.is_listening:
-                async with asyncio.timeout(CALL_SECONDS):
-                    await self._listen(session.connection)
+                try:
+                    async with asyncio.timeout(CALL_SECONDS):
+                        await self._listen(session.connection)
+                except BaseException:
+                    self.drop()
+                    raise
 
     async def _listen(self, connection: AsyncConnection) -> None:
         try:
