@@ -19,6 +19,7 @@ LINT_STAMP := .venv/.installed-lint
 SQUAWK_EXCLUDE := require-lock-timeout,require-statement-timeout,ban-char-field,prefer-bigint-over-int,prefer-bigint-over-smallint
 
 .PHONY: help setup demo test lint format types check docs servers failover bench soak bench-sql build release clean
+.PHONY: help setup demo test lint format types check docs bench soak model bench-sql build release clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' Makefile
@@ -85,6 +86,9 @@ bench: $(STAMP) ## measure beside other queues; ARGS='--only drain1 --peers task
 
 soak: $(STAMP) ## a million tasks through one worker; ARGS='--held' beside a held snapshot
 	@$(BIN)/python tests/bench/soak.py $(ARGS)
+
+model: $(STAMP) ## the SQL beside its model, for long; ARGS='--steps 1000000' or '--minutes 30'
+	@$(BIN)/python tests/model/run.py $(ARGS)
 
 bench-sql: $(STAMP) ## CPU and WAL a task, beside a classic one-table queue
 	@$(BIN)/python tests/bench/bench_sql.py $(ARGS)

@@ -17,7 +17,7 @@ declare
   v_until timestamptz;
 begin
   perform tasklib._check_queues(idle.queues);
-  perform tasklib._registration(idle.worker_id);
+  perform tasklib._renew_late(tasklib._registration(idle.worker_id));
   if max_wait is null or max_wait < interval '0' or max_wait > interval '1 hour' then
     perform tasklib._reject('TL001', 'max_wait ' || tasklib._shown(idle.max_wait::text)
       || ' is out of range', null, 'Pass 0 to 1 hour.');
