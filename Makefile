@@ -18,7 +18,7 @@ LINT_STAMP := .venv/.installed-lint
 # What migrate sets itself (timeouts), and what is meant: narrow columns in the hot tables.
 SQUAWK_EXCLUDE := require-lock-timeout,require-statement-timeout,ban-char-field,prefer-bigint-over-int,prefer-bigint-over-smallint
 
-.PHONY: help setup demo test lint format types check docs bench soak bench-sql build release clean
+.PHONY: help setup demo test lint format types check docs torture bench soak bench-sql build release clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' Makefile
@@ -73,6 +73,9 @@ check: lint types test ## all of the above checks
 
 docs: $(STAMP) ## write docs/sql-reference.md from the COMMENTs
 	@$(BIN)/python tests/docs/sql_reference.py
+
+torture: $(STAMP) ## ten minutes of kills, restarts and cuts, then a count; ARGS='--minutes 2', '--mutants'
+	@$(BIN)/python tests/torture/torture.py $(ARGS)
 
 bench: $(STAMP) ## measure beside other queues; ARGS='--only drain1 --peers tasklib,graphile'
 	@$(BIN)/python tests/bench/bench.py $(ARGS)

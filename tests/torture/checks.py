@@ -50,8 +50,11 @@ select task.id::text, task.name, task.kwargs ->> 'mark' as mark, task.unique_key
   done.state::text as state, done.attempt, done.worker_id::text, done.result ->> 'value' as token
 from tasklib.task left join tasklib.done on done.task_id = task.id"""
 EVENTS = """
-select seq, kind, task_id::text, worker_id::text, attempt, detail, extract(epoch from at)::float8 as at
+select seq, kind, task_id::text, worker_id::text, attempt, detail,
+  extract(epoch from at)::float8 as at
 from torture.event order by seq"""
+
+EFFECTS = "select task_id::text, attempt, mark from torture.effect"
 
 
 class Lease(NamedTuple):
@@ -149,14 +152,16 @@ class Court:
         self.connection = connection
         connection.execute("set default_transaction_isolation to 'repeatable read'")
         with connection.transaction(), connection.cursor(row_factory=namedtuple_row) as cursor:
-            self.tasks = {task.id: task for task in cursor.execute(TASKS.encode()).fetchall()}
-            self.events = cursor.execute(EVENTS.encode()).fetchall()
-            self.hidden = cursor.execute(HIDDEN.encode()).fetchall()
-            self.twice = cursor.execute(PLACES.encode()).fetchall()
-            self.nowhere = cursor.execute(NOWHERE.encode()).fetchall()
-            self.effects = cursor.execute(
-                "select task_id::text, attempt, mark from torture.effect"
-            ).fetchall()
+
+            def rows(statement: str) -> list[Any]:
+                return cursor.execute(statement.encode()).fetchall()
+
+            self.tasks: dict[str, Any] = {task.id: task for task in rows(TASKS)}
+            self.events = rows(EVENTS)
+            self.hidden = rows(HIDDEN)
+            self.twice = rows(PLACES)
+            self.nowhere = rows(NOWHERE)
+            self.effects = rows(EFFECTS)
         connection.execute("reset default_transaction_isolation")
         self.stories: defaultdict[str, Story] = defaultdict(Story)
 
@@ -216,6 +221,8 @@ class Court:
                         early.append(f"worker {event.worker_id}: {event.detail}")
                     if event.worker_id in self.calm and event.detail != "ended":
                         calm.append(f"worker {event.worker_id} was declared dead")
+                case _:
+                    pass  # keys: see _check_keys
         for task in self.tasks.values():
             if task.state is not None and not self.stories[task.id].done:
                 finals.append(f"{task.id} is {task.state}, which nobody saw happen")
@@ -226,7 +233,11 @@ class Court:
             words = {key: event[key] for key in event if key not in ("what", "at", "file")}
             accepted.append(f"{words}")
         effects = self.violations.check("effects of completed transactional tasks are exactly 1")
-        effects += [f"{row.task_id} has an effect of a zombie" for row in self.effects if row.mark == "zombie"]
+        effects += [
+            f"{row.task_id} has an effect of a zombie"
+            for row in self.effects
+            if row.mark == "zombie"
+        ]
         results = self.violations.check("results are those of the last lease")
         for task in self.tasks.values():
             if task.state != "1":
@@ -278,7 +289,7 @@ class Court:
         task = self.tasks.get(event.task_id)
         return task and task.unique_until
 
-    # ---- in the end --------------------------------------------------------------------------------
+    # ---- in the end ------------------------------------------------------------------------------
 
     def judge_the_end(self) -> Violations:
         """Check what holds when everything is over."""
@@ -360,7 +371,9 @@ class Court:
                 effects.append(f"{task.id}: effects of attempts {made[task.id]}, not {expected}")
 
     def _check_runs(self) -> None:
-        runs = self.violations.check("code runs under a lease, and not after it has said that it ended")
+        runs = self.violations.check(
+            "code runs under a lease, and not after it has said that it ended"
+        )
         for token, run in self.book.runs.items():
             lease = Lease(run["task"], run["worker"], run["attempt"])
             story = self.stories.get(lease.task)

@@ -17,8 +17,9 @@ from typing import Any
 
 import psycopg
 from fleet import CALM, STOPPED, Fleet, Found, Member, find
-from proxy import Proxy
 from stage import Stage
+
+from proxy import Proxy
 
 Span = tuple[float, float]
 
@@ -60,8 +61,15 @@ class Plan:
 
 
 # Twice as often those that matter most.
-TARGETS = {"worker": 36, "keeper": 20, "both": 12, "child": 14, "supervisor": 2}
-TARGETS |= {"producer": 12, "zombie": 4}
+TARGETS = {
+    "worker": 36,
+    "keeper": 20,
+    "both": 12,
+    "child": 14,
+    "producer": 12,
+    "zombie": 4,
+    "supervisor": 2,
+}
 
 
 class Faults:
@@ -133,7 +141,7 @@ class Faults:
         thread.start()
         self._threads.append(thread)
 
-    # ---- processes ---------------------------------------------------------------------------------
+    # ---- processes -------------------------------------------------------------------------------
 
     def _victims(self) -> dict[str, list[Found]]:
         victims: dict[str, list[Found]] = {}
@@ -181,7 +189,7 @@ class Faults:
         if code not in STOPPED:
             self.troubles.append(f"a worker that was told to stop ended with {code}")
 
-    # ---- the server and the ways to it ---------------------------------------------------------------
+    # ---- the server and the ways to it -----------------------------------------------------------
 
     def _restart(self, dice: random.Random) -> None:
         if dice.random() < 0.2:

@@ -10,7 +10,7 @@ import subprocess
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -67,7 +67,7 @@ def _look(pid: int, run: str | None = None) -> Found | None:
         command = (proc / "cmdline").read_text().replace("\0", " ")
     except OSError:
         return None
-    if run is not None and f"{VARIABLE}={run}".encode() not in environment or state in "ZX":
+    if (run is not None and f"{VARIABLE}={run}".encode() not in environment) or state in "ZX":
         return None
     kind = next((kind for kind, word in KINDS.items() if word in command), "other")
     return Found(pid, int(parent), kind, f"{CALM}=1".encode() in environment)
@@ -92,7 +92,7 @@ class Member:
 
     name: str
     command: Sequence[str]
-    environment: Mapping[str, str] = field(default_factory=dict)
+    environment: dict[str, str] = field(default_factory=dict[str, str])
     restarts: bool = True
     process: subprocess.Popen[bytes] | None = None
     due: float = 0.0

@@ -1,4 +1,4 @@
-"""A process that enqueues: ``producers.py sql|many|client|calm``, until the run is over or it is killed.
+"""A process that enqueues until the run is over: ``producers.py sql|many|client|slow|calm``.
 
 What it is about to do stands in the ledger before it is done, and the outcome after it: committed,
 rolled back, or unknown, when the connection broke at the wrong moment.
@@ -11,6 +11,7 @@ import json
 import os
 import random
 import sys
+import threading
 import time
 from collections.abc import Callable, Generator
 from contextlib import contextmanager
@@ -31,9 +32,9 @@ PAUSED = tortured.FOLDER / "paused"
 NO_MORE = tortured.FOLDER / "no-more"
 
 ENQUEUE = """select tasklib.enqueue(%(name)s, %(kwargs)s::jsonb, queue => %(queue)s,
-  priority => %(priority)s, delay => %(delay_seconds)s * interval '1 second', tags => %(tags)s::jsonb,
-  unique_key => %(unique_key)s, unique_until => coalesce(%(unique_until)s, 'finished'),
-  concurrency_key => %(concurrency_key)s)"""
+  priority => %(priority)s, delay => %(delay_seconds)s * interval '1 second',
+  tags => %(tags)s::jsonb, concurrency_key => %(concurrency_key)s,
+  unique_key => %(unique_key)s, unique_until => coalesce(%(unique_until)s, 'finished'))"""
 OPTIONS = (
     "queue",
     "priority",
@@ -68,7 +69,8 @@ class Producer:
                 time.sleep(0.2)
             before = time.monotonic()
             made = work()
-            self.owed = min(2.0, self.owed + made / RATE - (time.monotonic() - before))
+            owed = self.owed + made / RATE - (time.monotonic() - before)
+            self.owed = max(-2.0, min(10.0, owed))
             if self.owed > 0:
                 slept = self.owed * self.dice.uniform(0, 2)
                 time.sleep(slept)
@@ -135,7 +137,7 @@ class Producer:
             return None
         return row and row[0]
 
-    # ---- in plain SQL ------------------------------------------------------------------------------
+    # ---- in plain SQL ----------------------------------------------------------------------------
 
     def with_sql(self) -> int:
         """Call enqueue, in a transaction of one or several calls."""
@@ -165,7 +167,8 @@ class Producer:
     def meddle(self) -> None:
         """Cancel a task, put one off, or have one that failed run again."""
         recent = self.call(
-            "select array_agg(id) from (select id from tasklib.task order by id desc limit 300) as newest"
+            "select array_agg(id) from ("
+            "  select id from tasklib.task order by id desc limit 300) as newest"
         )
         match self.dice.choice(["cancel", "cancel", "retry", "reschedule"]):
             case "cancel" if recent:
@@ -177,14 +180,14 @@ class Producer:
                 if failed:
                     self.ledger.write("retry", task=str(failed))
                     self.call("select tasklib.retry(%s)", failed)
-            case _ if recent:
+            case _:
                 # Refused for most of them, which is fine.
                 self.call(
                     "select tasklib.reschedule(%s, delay => interval '0.3 seconds')",
-                    self.dice.choice(recent),
+                    self.dice.choice(recent or [None]),
                 )
 
-    # ---- many in one call --------------------------------------------------------------------------
+    # ---- many in one call ------------------------------------------------------------------------
 
     def with_many(self) -> int:
         """Call enqueue_many; sometimes with so many that marks move."""
@@ -208,7 +211,7 @@ class Producer:
                 end["how"] = "rolled back"
         return len(tasks)
 
-    # ---- the client of Python ------------------------------------------------------------------------
+    # ---- the client of Python --------------------------------------------------------------------
 
     def with_client(self) -> int:
         """Use what applications use: delay, adelay, and either in a transaction of the caller."""
@@ -241,7 +244,24 @@ class Producer:
                     self.commit(connection)
         return 1
 
-    # ---- work for the worker that nobody harms ---------------------------------------------------------
+    # ---- in transactions that stay open ----------------------------------------------------------
+
+    def slowly(self) -> int:
+        """Let others be served while tasks that came before theirs are not committed yet."""
+        connection = self.connection()
+        tasks = [Wanted(self.mark(), "quick", {}, {}) for _ in range(self.dice.randint(1, 5))]
+        with self.asked(tasks) as end:
+            for one in tasks:
+                one.kwargs["mark"] = one.mark
+                one.options.update({"delay_seconds": 0.2} if self.dice.random() < 0.3 else {})
+                row = connection.execute(ENQUEUE, parameters(one, self.dice)).fetchone()
+                assert row
+                end["made"][one.mark] = [str(row[0]), True]
+                time.sleep(self.dice.uniform(0, 2))
+            self.commit(connection)
+        return len(tasks)
+
+    # ---- work for the worker that nobody harms ---------------------------------------------------
 
     def calmly(self) -> int:
         """Enqueue for the calm queue: most of it outlives a lease."""
@@ -280,13 +300,22 @@ def element(one: Wanted, dice: random.Random) -> str:
     return f'{fields[:-1]}, "kwargs": {arguments(one, dice)}}}'
 
 
-if __name__ == "__main__":
-    producer = Producer(sys.argv[1])
+def produce(role: str) -> None:
+    """Enqueue in one of the ways."""
+    producer = Producer(role)
     producer.run(
         {
             "sql": producer.with_sql,
             "many": producer.with_many,
             "client": producer.with_client,
+            "slow": producer.slowly,
             "calm": producer.calmly,
-        }[producer.role]
+        }[role]
     )
+
+
+if __name__ == "__main__":
+    *others, last = sys.argv[1].split(",")
+    for role in others:
+        threading.Thread(target=produce, args=(role,), daemon=True).start()
+    produce(last)

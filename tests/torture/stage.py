@@ -1,4 +1,4 @@
-"""Where it happens: a private server, a pooler and proxies in front of it, and ways to break them."""
+"""Where it happens: a private server, a pooler and proxies in front of it, and how they break."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ from typing import Any
 
 import mutants
 import psycopg
-from pgbouncer import PgBouncer, program
-from proxy import Proxy
 from psycopg.conninfo import conninfo_to_dict, make_conninfo
 
+from pgbouncer import PgBouncer, program
+from proxy import Proxy
 from tasklib import _binaries
 from tasklib._account import Account, for_data
 from tasklib._migrate import migrate

@@ -1,7 +1,7 @@
-"""Workers, producers and the server are killed, stopped, cut off and restarted; then all is counted.
+"""Workers, producers and the server are killed, stopped and cut off; then everything is counted.
 
-``torture.py --minutes 10`` is the long form, ``--short`` that of the tests, ``--mutant NAME`` makes a
-fault that it has to notice, ``--mutants`` one after the other. See docs/contributing.md.
+``torture.py --minutes 10`` is the long form, ``--short`` that of the tests; ``--mutant NAME`` makes
+a fault that it has to notice, ``--mutants`` one after the other. See docs/contributing.md.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ sys.path.append(str(HERE.parent))
 import psycopg  # noqa: E402
 from checks import Book, Court, Violations  # noqa: E402
 from faults import Faults, Plan, program, until, worker  # noqa: E402
-from fleet import Fleet, Member, find  # noqa: E402
+from fleet import CALM, Fleet, find  # noqa: E402
 from ledger import Reader  # noqa: E402
 from mutants import MUTANTS, REQUIRED  # noqa: E402
 from stage import Stage  # noqa: E402
@@ -67,13 +67,15 @@ SHORT = replace(
 
 # What ten minutes on two cores have to bring at least.
 BARS = {"tasks": 20_000, "kills": 300, "restarts": 20}
-# More wait than workers can take while they are harmed: producers pause.
-BACKLOG = 1500
-BACKLOG_AGAIN = 500
-LOOK_SECONDS = 10.0
+# More wait than workers can take while they are harmed: producers pause until nothing waits, as a
+# queue that never runs dry hides some faults.
+BACKLOG = 1000
+BACKLOG_AGAIN = 1
+LOOK_SECONDS = 8.0
 QUIET_SECONDS = 3.0
-# Codes that workers end with: told to stop; no server when they started; killed; what tasks do.
-EXITS = {0, 3, -9, -11, 17}
+# Codes that workers end with: a fresh one takes over; no server when they started; killed; what
+# tasks do; and those of a supervisor whose first process was killed before it worked.
+EXITS = {0, 3, -9, -11, 17, 137, 139}
 UNFINISHED = """
 select count(*) from (
   select from tasklib.ready union all select from tasklib.delayed union all
@@ -114,7 +116,9 @@ class Run:
             "TORTURE_RATE": str(options.plan.rate),
             "TORTURE_SEED": str(options.seed),
             "TORTURE_MUTANT": options.mutant or "",
-            "PYTHONPATH": os.pathsep.join([str(HERE), *filter(None, [os.environ.get("PYTHONPATH")])]),
+            "PYTHONPATH": os.pathsep.join(
+                [str(HERE), *filter(None, [os.environ.get("PYTHONPATH")])]
+            ),
         }
 
     def go(self) -> None:
@@ -146,12 +150,13 @@ class Run:
             fleet.add(worker(stage, name, way, words, plan.lease, more))
         for name, way in plan.producers.items():
             fleet.add(program(stage, "producers.py", [name], way, "torture_producer", name))
-        fleet.add(program(stage, "producers.py", ["calm"], "direct", "torture_producer", "for calm"))
-        fleet.members[-1].environment |= {"TORTURE_RATE": "0.2", "TORTURE_CALM": "1"}  # pyright: ignore
+        slow = program(stage, "producers.py", ["slow,calm"], "direct", "torture_producer", "slow")
+        slow.environment |= {"TORTURE_RATE": "0.2", CALM: "1"}
+        fleet.add(slow)
         fleet.add(program(stage, "zombies.py", [], "direct", "torture_worker", "zombie"))
         fleet.start()
 
-    # ---- bad times -----------------------------------------------------------------------------------
+    # ---- bad times -------------------------------------------------------------------------------
 
     def _suffer(self, stage: Stage, faults: Faults) -> None:
         plan, began = self.options.plan, time.monotonic()
@@ -162,7 +167,9 @@ class Run:
                 (self.folder / "no-more").touch()
             time.sleep(0.5)
             self._hold_back(stage)
-            if time.monotonic() > next_look and self.options.plan.seconds > 60:
+            # At the end of a short run everything is looked at anyway.
+            is_long = plan.seconds > 60 or self.options.mutant
+            if time.monotonic() > next_look and is_long:
                 self._look(stage, passed)
                 next_look = time.monotonic() + LOOK_SECONDS
             if self.violations.names or faults.troubles:
@@ -203,7 +210,7 @@ class Run:
             self.book.add(self._reader.news())
             return court
 
-    # ---- better times --------------------------------------------------------------------------------
+    # ---- better times ----------------------------------------------------------------------------
 
     def _recover(self, stage: Stage, fleet: Fleet, faults: Faults) -> None:
         faults.stop()
@@ -348,7 +355,9 @@ def read_options(words: list[str]) -> tuple[Options, list[str], Any]:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--minutes", type=float, help="how long there are faults (default: 10)")
     parser.add_argument("--short", action="store_true", help="half a minute, few processes")
-    parser.add_argument("--seed", type=int, help="of the dice: what is done when, not who is faster")
+    parser.add_argument(
+        "--seed", type=int, help="of the dice: what is done when, not who is faster"
+    )
     parser.add_argument("--mutant", choices=MUTANTS, metavar="NAME", help=", ".join(MUTANTS))
     parser.add_argument(
         "--mutants", nargs="*", choices=MUTANTS, metavar="NAME", help="one after the other"

@@ -13,7 +13,7 @@ import resource
 import secrets
 import signal
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator
 from contextvars import ContextVar
 from pathlib import Path
 from typing import Any
@@ -52,7 +52,7 @@ def ledger() -> Ledger:
 
 
 @tasklib.around
-def written(running: CurrentTask) -> Iterator[None]:
+def written(running: CurrentTask) -> Generator[None]:
     """Write when an attempt begins and ends."""
     token = f"{running.attempt}.{secrets.token_hex(4)}"
     _token.set(token)
@@ -82,7 +82,7 @@ def sleep_here(seconds: float, is_enough: Callable[[], bool] = OVER.exists) -> N
         time.sleep(min(left, 0.2))
 
 
-# ---- tasks that have to be completed -----------------------------------------------------------------
+# ---- tasks that have to be completed -------------------------------------------------------------
 
 
 @task(name="quick", **SURE)
@@ -170,7 +170,7 @@ if os.environ.get("TORTURE_RARE"):
         return _token.get()
 
 
-# ---- tasks that fail or are cancelled ------------------------------------------------------------------
+# ---- tasks that fail or are cancelled ------------------------------------------------------------
 
 
 @task(name="give_up", **SURE)
@@ -188,7 +188,7 @@ async def typed(mark: str, count: int) -> str:
     return _token.get()
 
 
-# ---- tasks that hang -----------------------------------------------------------------------------------
+# ---- tasks that hang -----------------------------------------------------------------------------
 
 
 @task(name="hang", timeout_seconds=1, max_retries=1, **SOON)
@@ -211,7 +211,7 @@ def hang_in_child(mark: str) -> str:
     return _token.get()
 
 
-# ---- tasks that take their process with them -----------------------------------------------------------
+# ---- tasks that take their process with them -----------------------------------------------------
 
 
 def _die() -> None:

@@ -18,7 +18,7 @@ from tortured import FOLDER, OVER
 
 URL = os.environ["TASKLIB_DATABASE_URL"]
 
-# Of tasks that run under another lease now; of those that ended lately; of workers that are no more.
+# Of tasks that run under another lease now; of those that ended lately; of dead workers.
 SUPERSEDED = """
 select dead.task_id, dead.worker_id, dead.attempt
 from tasklib.running
@@ -49,7 +49,8 @@ CALLS = {
     "snooze": f"select tasklib.snooze({LEASE}, interval '0.1 seconds')",
     "set_progress": f"select tasklib.set_progress({LEASE}, 0.99, 'zombie')",
     "release": f"select string_agg(status, ',') from tasklib.release({LISTS}) as status",
-    "finish": f"select string_agg(status, ',') from tasklib.finish({LISTS}, %(outcomes)s::jsonb) as status",
+    "finish": "select string_agg(status, ',') from tasklib.finish("
+    f"{LISTS}, %(outcomes)s::jsonb) as status",
 }
 # As a transactional task does it.
 IN_TRANSACTION = "complete in a transaction"
