@@ -181,6 +181,7 @@ class Court:
         early = self.violations.check("no worker is declared dead before its lease ran out")
         calm = self.violations.check("no worker loses a lease that nobody harmed")
         done = self.violations.check("results are those of the last lease")
+        given = self.violations.check("no task pays for being given back")
         for event in self.events:
             story = self.stories[event.task_id]
             lease = Lease(event.task_id, event.worker_id, event.attempt)
@@ -199,6 +200,8 @@ class Court:
                 case "failed":
                     story.causes[lease] = event.detail
                     story.failures.append(event.detail)
+                    if event.detail == "given back":
+                        given.append(f"{lease} was one time too many")
                 case "done":
                     state = STATES[event.detail]
                     if len(story.done) > len(story.undone):

@@ -82,6 +82,18 @@ select count(*) from (
   select from tasklib.waiting union all select from tasklib.parked union all
   select from tasklib.running) as unfinished"""
 
+LEFT = """
+select place, task.name, extract(epoch from clock_timestamp() - coalesce((
+  select max(at) from torture.event where event.task_id = task.id), task.created_at))::float8
+from (
+  select task_id, 'ready' as place from tasklib.ready union all
+  select task_id, 'delayed' from tasklib.delayed union all
+  select task_id, 'waiting' from tasklib.waiting union all
+  select task_id, 'parked' from tasklib.parked union all
+  select task_id, 'running' from tasklib.running) as unfinished
+  join tasklib.task on task.id = task_id
+order by 1, 2"""
+
 
 @dataclass
 class Options:
@@ -105,6 +117,7 @@ class Run:
         self.violations = Violations()
         self.caught_after: float | None = None
         self.drained: float | None = None
+        self.left: list[str] = []
         self.counts: Counter[str] = Counter()
         self.states: Counter[str] = Counter()
         self._reader = Reader(folder / "ledger")
@@ -163,6 +176,7 @@ class Run:
         faults.start()
         next_look = began + LOOK_SECONDS
         while (passed := time.monotonic() - began) < plan.seconds:
+            # Producers stop before the faults: what is left then is theirs, not a backlog.
             if passed > plan.seconds - QUIET_SECONDS:
                 (self.folder / "no-more").touch()
             time.sleep(0.5)
@@ -225,6 +239,10 @@ class Run:
                 return row == (0,)
 
             self.drained = until(is_drained, self.options.drain_seconds)
+            if self.drained is None:
+                rows = connection.execute(LEFT.encode()).fetchall()
+                self.left = [f"{place} {name} since {since:.1f} s" for place, name, since in rows]
+                until(is_drained, 120)
         faults.join()
         fleet.leave()
         wrong = self.violations.check("everybody ends when told to")
@@ -238,7 +256,7 @@ class Run:
             found.found = verdict.found | found.found
             drained = found.check(f"drained within {self.options.drain_seconds:.0f} s")
             if self.drained is None:
-                drained.append("some tasks are not finished")
+                drained += [f"still {one}" for one in self.left]
             left = found.check("no process is left behind")
             # The keeper of a worker that was killed hands back its tasks before it ends.
             if until(lambda: not find(fleet.run), self.options.plan.lease + 5) is None:
@@ -281,6 +299,8 @@ class Run:
         causes: Counter[str] = Counter(e.detail for e in court.events if e.kind == "failed")
         self.counts["tasks"] = len(court.tasks)
         self.counts["attempts"] = sum(e.kind == "granted" for e in court.events)
+        ends = Counter(cause for story in court.stories.values() for cause in story.causes.values())
+        self.counts["attempts that were given back or put off"] = ends["released"]
         for cause in ("lost", "crashed", "timeout", "error"):
             self.counts[f"attempts that failed: {cause}"] = causes[cause]
         self.counts["calls with ended leases refused"] = self.book.refused.total()

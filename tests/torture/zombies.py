@@ -112,7 +112,7 @@ class Zombie:
                 answer = str(rows[0][0]) if rows else ""
         except psycopg.Error as error:
             if connection.broken or not error.sqlstate:
-                raise
+                raise psycopg.OperationalError from error
             answer = error.sqlstate
         if answer in ("already", "stale", "cancelled", "gone") or (answer or "").startswith("TL0"):
             self.counts[f"{call}: {answer}"] = self.counts.get(f"{call}: {answer}", 0) + 1
