@@ -202,6 +202,9 @@ class Court:
                     story.failures.append(event.detail)
                     if event.detail == "given back":
                         given.append(f"{lease} was one time too many")
+                    # A registration may run out: of a worker that left while the server was away.
+                    if event.worker_id in self.calm and event.detail in ("lost", "crashed"):
+                        calm.append(f"{lease} was {event.detail}")
                 case "done":
                     state = STATES[event.detail]
                     if len(story.done) > len(story.undone):
@@ -222,8 +225,6 @@ class Court:
                 case "lost":
                     if event.detail.startswith("early"):
                         early.append(f"worker {event.worker_id}: {event.detail}")
-                    if event.worker_id in self.calm and event.detail != "ended":
-                        calm.append(f"worker {event.worker_id} was declared dead")
                 case _:
                     pass  # keys: see _check_keys
         for task in self.tasks.values():

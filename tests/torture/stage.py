@@ -21,7 +21,9 @@ from tasklib._migrate import migrate
 from tasklib.embedded import Embedded
 
 SETTINGS = {
-    "fsync": "on",
+    # What a killed process has written the kernel still has: nothing here could lose it. Recovery,
+    # which happens all the time, would take ten times as long.
+    "fsync": "off",
     "synchronous_commit": "on",
     "shared_buffers": "128MB",
     "max_connections": "200",
@@ -50,10 +52,11 @@ class Stage:
         log: The server's log.
     """
 
-    def __init__(self, folder: Path, seed: int, mutant: str | None) -> None:
+    def __init__(self, folder: Path, seed: int, mutant: str | None, *, fsync: bool) -> None:
         self._folder = folder
         self._seed = seed
         self._mutant = mutant
+        self._settings = {**SETTINGS, "fsync": "on" if fsync else "off"}
         self._stack = ExitStack()
         self.ways: dict[str, str] = {}
         self.proxies: dict[str, Proxy] = {}
@@ -71,7 +74,7 @@ class Stage:
         self._stack.close()
 
     def _enter(self) -> None:
-        store = Embedded(self._folder / "store", settings=SETTINGS, throw_away=True)
+        store = Embedded(self._folder / "store", settings=self._settings, throw_away=True)
         self.dsn = self._stack.enter_context(store)
         self._home = store.home
         self._data = store.home / "pg"

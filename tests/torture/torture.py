@@ -35,7 +35,7 @@ from stage import Stage  # noqa: E402
 LONG = Plan(
     seconds=600,
     lease=5,
-    rate=24,
+    rate=36,
     workers={
         "supervised": ("proxy", ["--processes", "2", "-c", "5"]),
         "alone": ("direct", ["-c", "5"]),
@@ -104,6 +104,7 @@ class Options:
     mutant: str | None
     drain_seconds: float
     keep: bool
+    fsync: bool
     counts_bars: bool
 
 
@@ -143,7 +144,8 @@ class Run:
         assert reaper.stdin
         fleet = Fleet(name, self.folder / "logs", random.Random(self.options.seed))
         try:
-            with Stage(self.folder, self.options.seed, self.options.mutant) as stage:
+            given = self.options
+            with Stage(self.folder, given.seed, given.mutant, fsync=given.fsync) as stage:
                 faults = Faults(stage, fleet, plan, self.options.seed)
                 self._set_up(stage, fleet, faults)
                 self._suffer(stage, faults)
@@ -382,6 +384,7 @@ def read_options(words: list[str]) -> tuple[Options, list[str], Any]:
     parser.add_argument(
         "--mutants", nargs="*", choices=MUTANTS, metavar="NAME", help="one after the other"
     )
+    parser.add_argument("--fsync", action="store_true", help="let the server wait for the disk")
     parser.add_argument("--keep", action="store_true", help="keep ledger and logs")
     given = parser.parse_args(words)
     plan = SHORT if given.short else LONG
@@ -392,7 +395,9 @@ def read_options(words: list[str]) -> tuple[Options, list[str], Any]:
     # On a busy machine the tests must not fail for its slowness.
     drain = 60.0 if given.short else 2 * plan.lease
     seed = secrets.randbelow(10**6) if given.seed is None else given.seed
-    options = Options(plan, seed, given.mutant, drain, given.keep, counts_bars=not given.short)
+    options = Options(
+        plan, seed, given.mutant, drain, given.keep, given.fsync, counts_bars=not given.short
+    )
     return options, given.mutants or list(REQUIRED), given
 
 
