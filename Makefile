@@ -20,6 +20,7 @@ SQUAWK_EXCLUDE := require-lock-timeout,require-statement-timeout,ban-char-field,
 
 .PHONY: help setup demo test lint format types check docs servers failover bench soak bench-sql build release clean
 .PHONY: help setup demo test lint format types check docs bench soak model bench-sql build release clean
+.PHONY: help setup demo test lint format types check docs torture bench soak bench-sql build release clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' Makefile
@@ -80,6 +81,8 @@ servers: $(STAMP) ## the tests on PostgreSQL 14 to 18 and through PgBouncer, an 
 
 failover: $(STAMP) ## ten failovers under load, synchronous and asynchronous
 	@TASKLIB_TEST_FAILOVERS=$${TASKLIB_TEST_FAILOVERS:-10} $(BIN)/python -m pytest -n 0 tests/failover $(ARGS)
+torture: $(STAMP) ## ten minutes of kills, restarts and cuts, then a count; ARGS='--minutes 2', '--mutants'
+	@$(BIN)/python tests/torture/torture.py $(ARGS)
 
 bench: $(STAMP) ## measure beside other queues; ARGS='--only drain1 --peers tasklib,graphile'
 	@$(BIN)/python tests/bench/bench.py $(ARGS)
