@@ -40,8 +40,8 @@ class Mutant:
 
     @property
     def area(self) -> str:
-        """The folder of tests that has to catch it when those that are named do not."""
-        return "tests/sql" if self.file.startswith("sql/") else "tests/python"
+        """The folder of `tests` that has to catch it when those that are named do not."""
+        return "sql" if self.file.startswith("sql/") else "python"
 
     def applied(self, text: str) -> str:
         """Return the text of the file with the fault in it.
