@@ -91,7 +91,7 @@ class Slot:
         """Stop the server."""
         self._server.stop()
 
-    def judge_quickly(self, mutants: Sequence[Mutant]) -> list[Verdict]:
+    def judge_quickly(self, mutants: Sequence[Mutant], *more: str) -> list[Verdict]:
         """Judge those of SQL functions; without those that live, or take too long.
 
         Raises:
@@ -99,7 +99,7 @@ class Slot:
         """
         path, by_name = self.root / "answers", {mutant.name: mutant for mutant in mutants}
         path.touch()
-        self._python(["tests/mutants/quick.py", str(path), *by_name], QUICK_SECONDS)
+        self._python(["tests/mutants/quick.py", str(path), *more, *by_name], QUICK_SECONDS)
         answers = [json.loads(line) for line in path.read_text().splitlines()]
         if failed := [test for name, test, _ in answers if name is None]:
             raise Unfit(", ".join(failed))
@@ -214,7 +214,8 @@ def judge_all(mutants: Sequence[Mutant], slots: Sequence[Slot], *, trust: bool) 
     fast = [mutant for mutant in mutants if mutant.file.startswith(quick.FOLDER)]
 
     def judge_quickly(slot: Slot, number: int) -> None:
-        for verdict in slot.judge_quickly(fast[number :: len(slots)]):
+        more = ["--trust"] if trust else []
+        for verdict in slot.judge_quickly(fast[number :: len(slots)], *more):
             verdicts.append(verdict)
             tell(verdict)
 
