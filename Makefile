@@ -21,6 +21,7 @@ SQUAWK_EXCLUDE := require-lock-timeout,require-statement-timeout,ban-char-field,
 .PHONY: help setup demo test lint format types check docs servers failover bench soak bench-sql build release clean
 .PHONY: help setup demo test lint format types check docs bench soak model bench-sql build release clean
 .PHONY: help setup demo test lint format types check docs torture bench soak bench-sql build release clean
+.PHONY: help setup demo test lint format types check docs bench soak bench-sql mutants build release clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' Makefile
@@ -95,6 +96,9 @@ model: $(STAMP) ## the SQL beside its model, for long; ARGS='--steps 1000000' or
 
 bench-sql: $(STAMP) ## CPU and WAL a task, beside a classic one-table queue
 	@$(BIN)/python tests/bench/bench_sql.py $(ARGS)
+
+mutants: $(STAMP) ## put hand-made faults in, one at a time; each is caught; ARGS='--only lease --jobs 2'
+	@$(BIN)/python tests/mutants/mutate.py $(ARGS)
 
 build: $(STAMP) ## wheel and sdist into dist/
 	@$(BIN)/python -m build --no-isolation --outdir dist .

@@ -13,8 +13,10 @@ begin
     select worker.* into v_worker from tasklib.worker
     where worker.id = _registration.worker_id and worker.lost_at is null
     for key share;
-    if found and right(worker_id::text, 8) <> tasklib._server() then
-      perform tasklib._check_server(worker_id);
+    if found and (right(worker_id::text, 8) <> tasklib._server()
+      or v_worker.lease_until < clock_timestamp() + v_worker.lease / 10)
+    then
+      perform tasklib._check_server(worker_id), tasklib._renew_late(v_worker);
     end if;
   else
     select worker.* into v_worker from tasklib.worker
@@ -32,7 +34,7 @@ begin
 end;
 $$;
 comment on function tasklib._registration(uuid, boolean) is
-  'Internal. The live registration of a worker, locked on demand. Raises TL007, or TL011 for another role''s worker.';
+  'Internal. The live registration of a worker; lock: for a claim, which locks and renews it. Raises TL007, or TL011 for another role''s worker.';
 
 -- A failover to an asynchronous standby, and a crash with synchronous_commit off, take back what was
 -- committed last. What a worker was handed out then is handed out again, with the same attempt: under the

@@ -27,7 +27,6 @@ begin
     perform tasklib._check_queues(claim.queues), tasklib._check_max_tasks(claim.max_tasks);
   end if;
   v_worker := tasklib._registration(claim.worker_id, lock => true);
-  perform tasklib._renew_late(v_worker);
 
   v_picked := tasklib._take(v_worker, claim.queues, claim.max_tasks);
   if cardinality(v_picked) = 0 then
