@@ -20,7 +20,7 @@ LINT_STAMP := .venv/.installed-lint
 # What migrate sets itself (timeouts), and what is meant: narrow columns in the hot tables.
 SQUAWK_EXCLUDE := require-lock-timeout,require-statement-timeout,ban-char-field,prefer-bigint-over-int,prefer-bigint-over-smallint
 
-.PHONY: help setup demo test lint format types check docs bench soak bench-sql build release clean install-extension
+.PHONY: help setup demo test lint format types check audit docs bench soak bench-sql build release clean install-extension
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-18s %s\n", $$1, $$2 }' Makefile
@@ -70,6 +70,9 @@ format: $(LINT_STAMP) ## rewrite the Python files in the project's style
 
 types: $(LINT_STAMP) ## pyright, strict
 	$(BIN)/pyright --project pyproject.toml
+
+audit: $(LINT_STAMP) ## known vulnerabilities of what is installed; fails for findings only
+	@$(BIN)/python tests/audit.py
 
 check: lint types test ## all of the above checks
 
