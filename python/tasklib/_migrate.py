@@ -38,13 +38,14 @@ _TRY_LOCK: LiteralString = (
 )
 _LOCK: LiteralString = "select pg_advisory_xact_lock(hashtextextended('tasklib.migrate', 0))"
 
-_SCHEMA: LiteralString = """
-create schema tasklib;
+_SCHEMA: LiteralString = "\ncreate schema tasklib;\n"
+
+SCHEMA_COMMENT: LiteralString = """\
 comment on schema tasklib is
   'TaskLib, a durable task queue: call its functions, look at its views; its tables are private.';
 """
 
-_RECORD: LiteralString = """
+RECORD: LiteralString = """
 create table tasklib.migration (
   name text not null,
   sha256 text not null,
@@ -71,6 +72,11 @@ end
 $$;
 """
 
+EXTENSION_HINT = (
+    "Install the files of the same version in the server (`make install-extension`), and as the "
+    "owner of the extension: alter extension tasklib update;"
+)
+
 
 def migrate(
     conninfo: str,
@@ -95,13 +101,16 @@ def migrate(
 
     Raises:
         MigrationError: A released migration was changed, the database is ahead of this package, a
-            statement failed, or a table stayed locked. Nothing was changed then.
+            statement failed, a table stayed locked, or the queue is an extension of another
+            version. Nothing was changed then.
         DatabaseUnavailable: There is no connection.
     """
     sql = sql or _sql.folder()
     for attempt in range(1, ATTEMPTS + 1):
         try:
             with _connected(conninfo) as conn, conn.transaction():
+                if _extension_is_current(conn, sql):
+                    return []
                 if plan:
                     return _names(_pending(conn, sql))
                 return _apply(conn, sql, on_wait)
@@ -141,11 +150,12 @@ def install_script(*, sql: Path | None = None) -> str:
     """
     sql = sql or _sql.folder()
     parts = [
-        f"-- TaskLib {_version()}: installs the schema tasklib.\n"
+        f"-- TaskLib {version()}: installs the schema tasklib.\n"
         "-- Run it in one transaction: psql --single-transaction -v ON_ERROR_STOP=1 -f this-file\n",
         _REFUSE_TWICE,
         _SCHEMA,
-        _RECORD,
+        SCHEMA_COMMENT,
+        RECORD,
     ]
     for script in _sql.migrations(sql):
         parts += [f"\n-- migrations/{script.name}.sql\n", script.text]
@@ -174,6 +184,24 @@ def _connected(conninfo: str) -> Generator[Connection]:
         yield conn
 
 
+def _extension_is_current(conn: Connection, sql: Path) -> bool:
+    """Tell whether the schema belongs to an extension of this version.
+
+    Raises:
+        MigrationError: It belongs to one of another version: what would be made here, beside it,
+            would be missing in dumps and in the next version of the extension.
+    """
+    row = conn.execute("select extversion from pg_extension where extname = 'tasklib'").fetchone()
+    if row is None:
+        return False
+    if row[0] == version() and not _pending(conn, sql):
+        return True
+    raise MigrationError(
+        f"the queue is the extension tasklib {row[0]} here, and this package is {version()}",
+        hint=EXTENSION_HINT,
+    )
+
+
 def _apply(conn: Connection, sql: Path, on_wait: Callable[[str], None]) -> list[str]:
     """Do all of it in the caller's transaction."""
     conn.execute(_BEGIN)
@@ -185,8 +213,9 @@ def _apply(conn: Connection, sql: Path, on_wait: Callable[[str], None]) -> list[
     # Asked first: `if not exists` wants the right to create schemas even when this one exists.
     if not _exists(conn, "select to_regnamespace('tasklib') is not null"):
         conn.execute(_SCHEMA)
+        conn.execute(SCHEMA_COMMENT)
     if not _exists(conn, "select to_regclass('tasklib.migration') is not null"):
-        conn.execute(_RECORD)
+        conn.execute(RECORD)
     pending = _pending(conn, sql)
     for script in pending:
         _run(conn, script)
@@ -205,7 +234,7 @@ def _pending(conn: Connection, sql: Path) -> list[Script]:
     recorded = _recorded(conn)
     if unknown := sorted(recorded.keys() - files.keys()):
         raise MigrationError(
-            f"the database is ahead of pg-tasklib {_version()}: "
+            f"the database is ahead of pg-tasklib {version()}: "
             f"it has the migration {unknown[-1]!r}",
             hint="Upgrade the package; an older one would put old functions back.",
         )
@@ -264,7 +293,8 @@ def _names(scripts: list[Script]) -> list[str]:
     return [script.name for script in scripts]
 
 
-def _version() -> str:
+def version() -> str:
+    """Return the version of this package."""
     try:
         return metadata.version("pg-tasklib")
     except metadata.PackageNotFoundError:  # a checkout on PYTHONPATH

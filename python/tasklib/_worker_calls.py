@@ -260,6 +260,15 @@ def tick() -> Call[Ticked | None]:
     )
 
 
+def check_registration(worker_id: str) -> Call[None]:
+    """Ask whether a worker is registered; nothing is renewed or changed."""
+    return Call(
+        "select tasklib.release(worker_id => %(worker_id)s::uuid, ids => '{}', attempts => '{}')",
+        {"worker_id": worker_id},
+        lambda _: None,
+    )
+
+
 def deregister_worker(worker_id: str) -> Call[int]:
     """End a registration; the answer is how many tasks were handed back."""
     return Call(

@@ -80,6 +80,11 @@ class Shift:
         self._timers: list[asyncio.TimerHandle] = []
         self._pulse: asyncio.TimerHandle | None = None
 
+    @property
+    def registration(self) -> str | None:
+        """The worker id under which it claims; None when there has to be a new one."""
+        return self._board.current
+
     async def work(self) -> None:
         """Do everything, and leave nothing behind."""
         self._main = asyncio.current_task()
