@@ -1,10 +1,12 @@
 # The only commands anyone types; `make` alone lists them.
-# Variables: PYTHON (which Python makes .venv), DIR (what the demo reads), ARGS (more words for the command).
+# Variables: PYTHON (which Python makes .venv), DIR (what the demo reads), PG_CONFIG (of which server),
+# ARGS (more words for the command).
 
 PYTHON ?= python3
 ARGS   ?=
 JOBS   ?= 2
 DIR    ?=
+PG_CONFIG ?= pg_config
 
 BIN  := .venv/bin
 SHELL := /bin/sh
@@ -18,10 +20,10 @@ LINT_STAMP := .venv/.installed-lint
 # What migrate sets itself (timeouts), and what is meant: narrow columns in the hot tables.
 SQUAWK_EXCLUDE := require-lock-timeout,require-statement-timeout,ban-char-field,prefer-bigint-over-int,prefer-bigint-over-smallint
 
-.PHONY: help setup demo test lint format types check docs bench soak bench-sql build release clean
+.PHONY: help setup demo test lint format types check docs bench soak bench-sql build release clean install-extension
 
 help: ## list the targets
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' Makefile
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-18s %s\n", $$1, $$2 }' Makefile
 
 setup: $(STAMP) ## make .venv with the package and its test tools
 
@@ -82,6 +84,10 @@ soak: $(STAMP) ## a million tasks through one worker; ARGS='--held' beside a hel
 
 bench-sql: $(STAMP) ## CPU and WAL a task, beside a classic one-table queue
 	@$(BIN)/python tests/bench/bench_sql.py $(ARGS)
+
+# PG_CONFIG names the server; DESTDIR goes before its folder, for packagers.
+install-extension: $(STAMP) ## put the extension's files into the server of PG_CONFIG=pg_config
+	@$(BIN)/tasklib sql --extension "$(DESTDIR)$$($(PG_CONFIG) --sharedir)/extension"
 
 build: $(STAMP) ## wheel and sdist into dist/
 	@$(BIN)/python -m build --no-isolation --outdir dist .

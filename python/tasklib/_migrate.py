@@ -85,13 +85,14 @@ from pg_proc
 where pronamespace = to_regnamespace('tasklib') and obj_description(oid, 'pg_proc') = %s
 """
 
-_SCHEMA: LiteralString = """
-create schema tasklib;
+_SCHEMA: LiteralString = "\ncreate schema tasklib;\n"
+
+SCHEMA_COMMENT: LiteralString = """\
 comment on schema tasklib is
   'TaskLib, a durable task queue: call its functions, look at its views; its tables are private.';
 """
 
-_RECORD: LiteralString = """
+RECORD: LiteralString = """
 create table tasklib.migration (
   name text not null,
   sha256 text not null,
@@ -118,6 +119,11 @@ end
 $$;
 """
 
+EXTENSION_HINT = (
+    "Install the files of the same version in the server (`make install-extension`), and as the "
+    "owner of the extension: alter extension tasklib update;"
+)
+
 
 def migrate(
     conninfo: str,
@@ -143,8 +149,8 @@ def migrate(
 
     Raises:
         MigrationError: A released migration was changed, the database is ahead of this package, the
-            role does not own the queue, a statement failed, or a table stayed in use. Nothing was
-            changed then.
+            role does not own the queue, a statement failed, a table stayed in use, or the queue is
+            an extension of another version. Nothing was changed then.
         DatabaseUnavailable: There is no connection.
     """
     sql = sql or _sql.folder()
@@ -152,6 +158,8 @@ def migrate(
         with _connected(conninfo) as conn:
             with conn.transaction():
                 conn.execute(_BEGIN)
+                if _extension_is_current(conn, sql):
+                    return []
                 if plan:
                     return _names(_pending(conn, sql))
                 _wait_for_turn(conn, on_wait)
@@ -181,11 +189,12 @@ def install_script(*, sql: Path | None = None) -> str:
     """
     sql = sql or _sql.folder()
     parts = [
-        f"-- TaskLib {_version()}: installs the schema tasklib.\n"
+        f"-- TaskLib {version()}: installs the schema tasklib.\n"
         "-- Run it in one transaction: psql --single-transaction -v ON_ERROR_STOP=1 -f this-file\n",
         _REFUSE_TWICE,
         _SCHEMA,
-        _RECORD,
+        SCHEMA_COMMENT,
+        RECORD,
     ]
     for script in _sql.migrations(sql):
         parts += [f"\n-- migrations/{script.name}.sql\n", script.text]
@@ -212,6 +221,24 @@ def _connected(conninfo: str) -> Generator[Connection]:
                 hint=f"TaskLib needs PostgreSQL {OLDEST_SERVER // 10000} or newer.",
             )
         yield conn
+
+
+def _extension_is_current(conn: Connection, sql: Path) -> bool:
+    """Tell whether the schema belongs to an extension of this version.
+
+    Raises:
+        MigrationError: It belongs to one of another version: what would be made here, beside it,
+            would be missing in dumps and in the next version of the extension.
+    """
+    row = conn.execute("select extversion from pg_extension where extname = 'tasklib'").fetchone()
+    if row is None:
+        return False
+    if row[0] == version() and not _pending(conn, sql):
+        return True
+    raise MigrationError(
+        f"the queue is the extension tasklib {row[0]} here, and this package is {version()}",
+        hint=EXTENSION_HINT,
+    )
 
 
 def _wait_for_turn(conn: Connection, on_wait: Callable[[str], None]) -> None:
@@ -288,8 +315,9 @@ def _apply(
     # Asked first: `if not exists` wants the right to create schemas even when this one exists.
     if not _exists(conn, "select to_regnamespace('tasklib') is not null"):
         conn.execute(_SCHEMA)
+        conn.execute(SCHEMA_COMMENT)
     if not _exists(conn, "select to_regclass('tasklib.migration') is not null"):
-        conn.execute(_RECORD)
+        conn.execute(RECORD)
     for script in pending:
         _run(conn, script)
         conn.execute(
@@ -366,7 +394,7 @@ def _pending(conn: Connection, sql: Path) -> list[Script]:
     recorded = _recorded(conn)
     if unknown := sorted(recorded.keys() - files.keys()):
         raise MigrationError(
-            f"the database is ahead of pg-tasklib {_version()}: "
+            f"the database is ahead of pg-tasklib {version()}: "
             f"it has the migration {unknown[-1]!r}",
             hint="Upgrade the package; an older one would put old functions back.",
         )
@@ -427,7 +455,8 @@ def _names(scripts: list[Script]) -> list[str]:
     return [script.name for script in scripts]
 
 
-def _version() -> str:
+def version() -> str:
+    """Return the version of this package."""
     try:
         return metadata.version("pg-tasklib")
     except metadata.PackageNotFoundError:  # a checkout on PYTHONPATH
