@@ -34,6 +34,23 @@ revoke all on all functions in schema tasklib from public;
 -- so that nobody can keep a value of it: see there
 revoke all on type tasklib.caller from public;
 
+-- What an older version granted, and this one does not.
+do $do$
+declare
+  v_role text;
+begin
+  for v_role in
+    select rolname from pg_catalog.pg_roles
+    where rolname in ('tasklib_producer', 'tasklib_worker', 'tasklib_observer', 'tasklib_admin')
+  loop
+    execute format('revoke all on schema tasklib from %I', v_role);
+    execute format('revoke all on all tables in schema tasklib from %I', v_role);
+    execute format('revoke all on all sequences in schema tasklib from %I', v_role);
+    execute format('revoke all on all functions in schema tasklib from %I', v_role);
+  end loop;
+end
+$do$;
+
 do $do$
 begin
   if exists (select from pg_catalog.pg_roles where rolname = 'tasklib_producer') then

@@ -258,6 +258,49 @@ def test_the_comparison_sees_a_forgotten_drop(make_database: Callable[[], str], 
     assert describe(upgraded) != describe(fresh)
 
 
+CHANGES = (
+    "comment on table tasklib.task is 'changed'",
+    "comment on column tasklib.task.type is 'changed'",
+    "comment on function tasklib.tick(int) is 'changed'",
+    "comment on view tasklib.tasks is 'changed'",
+    "grant execute on function tasklib.tick(int) to public",
+    "grant select on tasklib.task to tasklib_producer",
+    "grant select (kwargs) on tasklib.tasks to tasklib_observer",
+    "grant usage on type tasklib.claimed to tasklib_worker",
+    "alter default privileges in schema tasklib grant execute on functions to tasklib_admin",
+    "alter function tasklib.tick(int) reset enable_seqscan",
+    "alter function tasklib.tick(int) security invoker",
+    "alter function tasklib.tick(int) stable",
+    "alter table tasklib.gate add column another int",
+    "alter table tasklib.queue alter notify set default false",
+    "alter table tasklib.queue alter notify drop not null",
+    "alter table tasklib.queue drop column notify, add column notify boolean not null default true",
+    "alter table tasklib.ready reset (vacuum_truncate)",
+    "alter table tasklib.config drop constraint config_shard_check",
+    "alter table tasklib.done enable row level security",
+    "alter sequence tasklib.position cache 10",
+    "alter sequence tasklib.position owned by tasklib.ready.pos",
+    "alter index tasklib.task_type_idx rename to another",
+    "alter type tasklib.claimed add attribute another int",
+    "alter view tasklib.tasks owner to tasklib_admin",
+    "alter function tasklib.tick(int) owner to tasklib_admin",
+    "create function tasklib.left_over() returns int language sql as 'select 1'",
+    "create statistics tasklib.another on type, queue from tasklib.task",
+    "create rule another as on delete to tasklib.gate do also select 1",
+)
+
+
+def test_the_comparison_sees_every_kind_of_change(conn: Connection[Any]) -> None:
+    before = catalog.lines(conn)
+    unseen: list[str] = []
+    for change in CHANGES:
+        with conn.transaction(force_rollback=True):
+            conn.execute(change)
+            if catalog.lines(conn) == before:
+                unseen.append(change)
+    assert unseen == []
+
+
 @pytest.mark.parametrize("release", ["this version", *(path.stem for path in RELEASES)])
 def test_an_upgraded_database_equals_a_fresh_one(
     release: str, make_database: Callable[[], str]

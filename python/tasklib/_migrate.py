@@ -62,9 +62,20 @@ select oid::int8, xmin::text from pg_proc
 where pronamespace = to_regnamespace('tasklib') and proname like '\_%'
   and obj_description(oid, 'pg_proc') like 'Internal.%'
 """
+# But not when a new function takes the same arguments and has defaults for more: then a call could
+# mean both, and the new one answers the old calls as well.
 _LABELS: LiteralString = """
-select format('comment on function %%s is %%L', oid::regprocedure, %s::text)
-from pg_proc where oid = any (%s)
+select case when exists (
+    select from pg_proc as new
+    where new.pronamespace = old.pronamespace and new.proname = old.proname
+      and not new.oid = any (%(left)s)
+      and new.pronargs - new.pronargdefaults <= old.pronargs
+      and (old.pronargs = 0 or new.proargtypes::text || ' ' like old.proargtypes::text || ' %%')
+  )
+  then format('drop function %%s', old.oid::regprocedure)
+  else format('comment on function %%s is %%L', old.oid::regprocedure, %(label)s::text)
+  end
+from pg_proc as old where old.oid = any (%(left)s)
 """
 _VIEWS = re.compile(r"\b(create or replace view|comment on view|comment on column) tasklib\.(\w+)")
 _SAME_VIEW: LiteralString = """
@@ -355,11 +366,11 @@ def _changes_views(conn: Connection, script: Script) -> bool:
 
 
 def _label_left_over(conn: Connection, before: dict[int, str]) -> None:
-    """Mark the helpers that no file of this version has made anew."""
+    """Mark the helpers that no file of this version has made anew, to be dropped afterwards."""
     after = dict(conn.execute(_HELPERS).fetchall())
     left = [oid for oid, version in after.items() if before.get(oid) == version]
-    for (label,) in conn.execute(_LABELS, [LEFT_OVER, left]).fetchall():
-        conn.execute(label)
+    for (statement,) in conn.execute(_LABELS, {"left": left, "label": LEFT_OVER}).fetchall():
+        conn.execute(statement)
 
 
 def _drop_left_over(conn: Connection) -> None:
