@@ -341,14 +341,17 @@ def _apply(
 
 def _replace_behaviour(conn: Connection, sql: Path, *, is_locked: bool, is_superuser: bool) -> None:
     before = dict(conn.execute(_HELPERS).fetchall())
-    for script in _sql.behaviour(sql):
-        if script.name == "views" and not is_locked and not _changes_views(conn, script):
-            continue
+    scripts = _sql.behaviour(sql)
+    for script in scripts:
+        is_view = script.name == "views"
+        if script.name != "grants" and (not is_view or is_locked or _changes_views(conn, script)):
+            _run(conn, script)
+    _label_left_over(conn, before)
+    if is_superuser:  # the owner may not be allowed to make roles
+        conn.execute("set local role none")
+    for script in scripts:
         if script.name == "grants":
-            _label_left_over(conn, before)
-            if is_superuser:  # the owner may not be allowed to make roles
-                conn.execute("set local role none")
-        _run(conn, script)
+            _run(conn, script)
 
 
 def _changes_views(conn: Connection, script: Script) -> bool:
