@@ -27,6 +27,9 @@ begin
     perform tasklib._check_queues(claim.queues), tasklib._check_max_tasks(claim.max_tasks);
   end if;
   v_worker := tasklib._registration(claim.worker_id, lock => true);
+  if v_worker.restricted then
+    perform tasklib._check_claim(v_worker, claim.queues);
+  end if;
 
   v_picked := tasklib._take(v_worker, claim.queues, claim.max_tasks);
   if cardinality(v_picked) = 0 then
@@ -80,7 +83,7 @@ begin
 end;
 $$;
 comment on function tasklib.claim(uuid, text[], int) is
-  'Hand out up to max_tasks due tasks of names that the worker registered: by priority, then queue in the order given, then the order in which they became ready. Rows that other sessions hold are skipped. Each row is an attempt that must be ended by complete, fail, finish, release or snooze with (id, worker_id, attempt). Finding too little, it does some housekeeping first. Commit at once: until then nobody sees that the tasks run. Errors: TL001, TL007 the worker is not registered, or not since the server was started, TL011.';
+  'Hand out up to max_tasks due tasks of names that the worker registered: by priority, then queue in the order given, then the order in which they became ready. Rows that other sessions hold are skipped. Each row is an attempt that must be ended by complete, fail, finish, release or snooze with (id, worker_id, attempt). Finding too little, it does some housekeeping first. Commit at once: until then nobody sees that the tasks run. Errors: TL001, TL007 the worker is not registered, or not since the server was started, TL011, TL012 its role may not claim one of its names in one of the queues.';
 
 create or replace function tasklib._check_max_tasks(max_tasks int)
   returns void

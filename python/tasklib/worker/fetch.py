@@ -9,10 +9,16 @@ from dataclasses import dataclass
 
 import psycopg
 
-from tasklib import _worker_calls
+from tasklib import _admin_calls, _migrate, _worker_calls
 from tasklib._worker_calls import Exchanged, Idle
 from tasklib.config import Config
-from tasklib.errors import DatabaseUnavailable, TaskLibError, WorkerNotRegistered
+from tasklib.errors import (
+    INSTALL_HINT,
+    DatabaseUnavailable,
+    NotInstalled,
+    TaskLibError,
+    WorkerNotRegistered,
+)
 from tasklib.registry import Registry
 from tasklib.worker.board import Board
 from tasklib.worker.context import Run
@@ -129,6 +135,23 @@ class Fetcher:
     def look_again(self) -> None:
         """Look now: tasks may have become due without a look having told of them."""
         self.look_now, self.is_dry = True, False
+
+    async def check_schema(self, seconds: float) -> None:
+        """Refuse to work with a schema that is older than this package.
+
+        Args:
+            seconds: How long to try to reach the database.
+
+        Raises:
+            NotInstalled: It is, or there is none.
+        """
+        there = await self._link.persist(_admin_calls.schema_version(), seconds)
+        here = _migrate.latest()
+        if there is None or there < here:
+            raise NotInstalled(
+                f"the database is at {there or 'nothing'}, this package at {here}",
+                hint=INSTALL_HINT,
+            )
 
     async def register(self, seconds: float | None = None) -> None:
         """Begin a registration, and claim under it from now on.

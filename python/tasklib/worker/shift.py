@@ -89,6 +89,7 @@ class Shift:
         """Do everything, and leave nothing behind."""
         self._main = asyncio.current_task()
         try:
+            await self._fetcher.check_schema(START_SECONDS)
             await self._fetcher.register(START_SECONDS)
             await self._keeper.start()
             if self._settings.on_start is not None:
