@@ -22,7 +22,7 @@ comment on function tasklib._queue_bits(text, bigint) is
 
 -- Two are named, as the first may have died in its sleep. Any is as good as another: random, so that
 -- one which does not answer is not asked again and again.
-create or replace function tasklib._wake(queue text, types bigint[], now timestamptz)
+create or replace function tasklib._wake_some(queue text, types bigint[], now timestamptz)
   returns boolean
   language plpgsql
   volatile
@@ -37,20 +37,20 @@ begin
   if v_last >> 20 <= v_now - 50 then
     v_last := v_now << 20;
   end if;
-  v_bits := tasklib._queue_bits(_wake.queue, v_last >> 20);
+  v_bits := tasklib._queue_bits(_wake_some.queue, v_last >> 20);
   if v_last & v_bits = v_bits then
     return false;
   end if;
   select coalesce(string_agg(sleeper.id::text, ' '), '') into v_names
   from (
     select worker.id from tasklib.worker
-    where worker.asleep_until > _wake.now and worker.lost_at is null
-      and _wake.queue = any (worker.queues)
-      and (_wake.types && worker.types) is not false
+    where worker.asleep_until > _wake_some.now and worker.lost_at is null
+      and _wake_some.queue = any (worker.queues)
+      and (_wake_some.types && worker.types) is not false
     order by random() limit 2
   ) as sleeper
   having not exists (
-    select from tasklib.queue as settings where settings.name = _wake.queue and not settings.notify);
+    select from tasklib.queue as settings where settings.name = _wake_some.queue and not settings.notify);
   if not found then
     return false;
   end if;
@@ -58,7 +58,7 @@ begin
   return true;
 end;
 $$;
-comment on function tasklib._wake(text, bigint[], timestamptz) is
+comment on function tasklib._wake_some(text, bigint[], timestamptz) is
   'Internal. Sends a notification, unless one of the queue was sent within 50 ms and no worker fell asleep since; true when it did. It names up to two workers that have slept for long and know one of types (null: any); others that sleep look at any. Call it when some worker sleeps (_sleeps_at).';
 
 create or replace function tasklib._sleeps_at(at timestamptz)
@@ -83,7 +83,7 @@ create or replace function tasklib._wake_by(queue text, types bigint[], run_at t
 as $$
 begin
   if tasklib._sleeps_at(run_at) then
-    perform tasklib._wake(queue, types, clock_timestamp());
+    perform tasklib._wake_some(queue, types, clock_timestamp());
   end if;
 end;
 $$;
@@ -107,7 +107,7 @@ begin
     where tasklib._sleeps_at(coalesce(spec.scheduled_at, _wake_for.now + spec.delay, _wake_for.now))
     group by 1
   loop
-    perform tasklib._wake(v_new.queue, v_new.types, now);
+    perform tasklib._wake_some(v_new.queue, v_new.types, now);
   end loop;
 end;
 $$;

@@ -154,7 +154,7 @@ begin
           select from tasklib.queue as settings where settings.name = v_queue and settings.paused)
         and tasklib._first_lane(tasklib._lane(v_queue, 1024), tasklib._lane(v_queue, -3071),
           _rouse.worker.types) is not null
-        and tasklib._wake(v_queue, _rouse.worker.types, v_now);
+        and tasklib._wake_some(v_queue, _rouse.worker.types, v_now);
     end loop;
   end if;
 end;

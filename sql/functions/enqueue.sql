@@ -103,7 +103,7 @@ begin
   end if;
 
   if pg_sequence_last_value('tasklib.asleep_until') > tasklib._milliseconds(v_now) then
-    perform tasklib._wake(v_queue, array[v_type], v_now);
+    perform tasklib._wake_some(v_queue, array[v_type], v_now);
   end if;
   return v_id;
 end;
