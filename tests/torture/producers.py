@@ -70,7 +70,7 @@ class Producer:
             before = time.monotonic()
             made = work()
             owed = self.owed + made / RATE - (time.monotonic() - before)
-            self.owed = max(-2.0, min(10.0, owed))
+            self.owed = max(-20.0, min(10.0, owed))
             if self.owed > 0:
                 slept = self.owed * self.dice.uniform(0, 2)
                 time.sleep(slept)

@@ -35,7 +35,7 @@ from stage import Stage  # noqa: E402
 LONG = Plan(
     seconds=600,
     lease=5,
-    rate=36,
+    rate=40,
     workers={
         "supervised": ("proxy", ["--processes", "2", "-c", "5"]),
         "alone": ("direct", ["-c", "5"]),
