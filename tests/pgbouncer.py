@@ -22,6 +22,20 @@ from psycopg.conninfo import conninfo_to_dict, make_conninfo
 from servers import Server
 from tasklib import _account
 
+# Servers of their own, or nothing that a pooler could be in front of.
+NOT_POOLED = (
+    "tests/bench",
+    "tests/docs",
+    "tests/failover",
+    "tests/mutants",
+    "tests/torture",
+    "tests/upgrade",
+    "tests/test_embedded.py",
+    "tests/test_package.py",
+    "tests/test_pgbouncer.py",
+    "tests/test_proxy.py",
+)
+
 PORT = 6432
 START_SECONDS = 20.0
 
