@@ -379,7 +379,7 @@ async def test_a_connection_that_broke_leaves_nobody_elses_alone(
     await link.listen()
     session = await link.run(_calls.backend_pid())
     with link.hearing():
-        number = link._connection.fileno()  # pyright: ignore
+        number = link._session.pgconn.socket  # pyright: ignore
         conn.execute("select pg_terminate_backend(%s)", [session])
         async with asyncio.timeout(10):
             await broke.wait()

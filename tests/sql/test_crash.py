@@ -209,6 +209,32 @@ def test_a_heartbeat_after_a_gap_earns_the_next_grace(conn):
         rows(conn, "heartbeat", worker_id=worker)
 
 
+def test_a_worker_is_not_taken_for_dead_by_its_own_claim(conn):
+    worker = register(conn)
+    tick(conn)
+    gap(conn, "2 minutes")
+    tick(conn)  # its one grace
+    task_id = enqueue(conn, delay="1 minute")
+    gap(conn, "3 minutes")
+
+    held = claim_one(conn, worker)
+    assert held.id == task_id
+    complete(conn, worker, held)
+    assert sweep(conn) == 0
+
+
+def test_a_worker_is_not_taken_for_dead_by_going_to_sleep(conn):
+    worker = register(conn)
+    tick(conn)
+    gap(conn, "2 minutes")
+    tick(conn)
+    gap(conn, "3 minutes")
+
+    for for_long in (True, False):
+        call(conn, "idle", worker_id=worker, for_long=for_long)
+    call(conn, "deregister_worker", worker_id=worker)
+
+
 def test_a_restart_of_the_server_gives_every_worker_a_lease_of_grace():
     server = embedded.temporary()
     with server as url:

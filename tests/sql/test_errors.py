@@ -286,6 +286,7 @@ REFUSED_BY_CALLS_OF_A_WORKER = [
     ("claim", {"queues": ["a", None]}),
     ("claim", {"queues": [["a"], ["b"]]}),
     ("claim", {"queues": ["q"] * 1001}),
+    ("claim", {"queues": "[0:0]={q}"}),
     ("claim", {"max_tasks": None}),
     ("claim", {"max_tasks": 0}),
     ("claim", {"max_tasks": -1}),
