@@ -31,8 +31,9 @@ revoke all on schema tasklib from public;
 revoke all on all tables in schema tasklib from public;
 revoke all on all sequences in schema tasklib from public;
 revoke all on all functions in schema tasklib from public;
--- so that nobody can keep a value of it: see there
-revoke all on type tasklib.caller from public;
+-- A value of caller must not be kept (see there), and a column of the others would hold up migrations.
+revoke all on type tasklib.caller, tasklib.task_spec, tasklib.enqueued, tasklib.claimed, tasklib.failed,
+  tasklib.ticked from public;
 
 -- What an older version granted, and this one does not.
 do $do$
@@ -71,16 +72,16 @@ begin
     grant usage on schema tasklib to tasklib_worker;
     grant execute on function
       tasklib.register_worker(text, interval, jsonb, jsonb, tasklib.caller),
-      tasklib.heartbeat(uuid),
+      tasklib.heartbeat(uuid, tasklib.caller),
       tasklib.cancel_requests(uuid),
-      tasklib.claim(uuid, text[], int),
-      tasklib.idle(uuid, text[], interval, boolean),
-      tasklib.complete(uuid, uuid, int, jsonb),
-      tasklib.fail(uuid, uuid, int, text, boolean, interval, text),
-      tasklib.finish(uuid, uuid[], int[], jsonb),
-      tasklib.release(uuid, uuid[], int[]),
-      tasklib.snooze(uuid, uuid, int, interval),
-      tasklib.set_progress(uuid, uuid, int, float8, text),
+      tasklib.claim(uuid, text[], int, tasklib.caller),
+      tasklib.idle(uuid, text[], interval, boolean, tasklib.caller),
+      tasklib.complete(uuid, uuid, int, jsonb, tasklib.caller),
+      tasklib.fail(uuid, uuid, int, text, boolean, interval, text, tasklib.caller),
+      tasklib.finish(uuid, uuid[], int[], jsonb, tasklib.caller),
+      tasklib.release(uuid, uuid[], int[], tasklib.caller),
+      tasklib.snooze(uuid, uuid, int, interval, tasklib.caller),
+      tasklib.set_progress(uuid, uuid, int, float8, text, tasklib.caller),
       tasklib.deregister_worker(uuid, boolean, tasklib.caller),
       tasklib.tick(int),
       tasklib.sweep(),
@@ -116,7 +117,7 @@ begin
       tasklib.resume(text),
       tasklib.set_rule(text, text, text, text, tasklib.caller),
       tasklib.drop_rule(text, text, text, text),
-      tasklib.set_limit(text, int, int, int, int, interval, bigint, tasklib.caller),
+      tasklib.set_limit(text, int, int, int, int, interval, int, tasklib.caller),
       tasklib.drop_limit(text),
       tasklib.set_strict(boolean),
       tasklib.deregister_worker(uuid, boolean, tasklib.caller),
