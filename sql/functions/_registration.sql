@@ -53,7 +53,7 @@ create or replace function tasklib._new_worker_id()
   set search_path = pg_catalog, pg_temp
 as $$
 begin
-  return overlay(left(gen_random_uuid()::text, 28) placing '8' from 15) || tasklib._server();
+  return (overlay(left(gen_random_uuid()::text, 28) placing '8' from 15) || tasklib._server())::uuid;
 end;
 $$;
 comment on function tasklib._new_worker_id() is
