@@ -1,6 +1,6 @@
-"""The migration to rules: calls of release 0.1.0 that it finds under way go on, with the new functions.
+"""Calls of release 0.1.0 that the migration to rules finds under way go on, with its functions.
 
-They wait for a table that is being altered, within functions of the old release, and call the new ones
+They wait for a table that is being altered, within functions of the old release, and call new ones
 when they may go on.
 """
 
