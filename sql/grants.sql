@@ -36,11 +36,14 @@ revoke all on all functions in schema tasklib from public;
 revoke all on type tasklib.caller, tasklib.task_spec, tasklib.enqueued, tasklib.claimed, tasklib.failed,
   tasklib.ticked from public;
 
+-- First what an older version granted, and this one does not.
 do $do$
 begin
   if exists (select from pg_catalog.pg_roles where rolname = 'tasklib_producer') then
-    revoke all on all functions in schema tasklib from tasklib_producer;
+    revoke all on schema tasklib from tasklib_producer;
     revoke all on all tables in schema tasklib from tasklib_producer;
+    revoke all on all sequences in schema tasklib from tasklib_producer;
+    revoke all on all functions in schema tasklib from tasklib_producer;
     grant usage on schema tasklib to tasklib_producer;
     grant execute on function
       tasklib.enqueue(text, jsonb, text, int, interval, timestamptz, int, float8, jsonb, text, text, jsonb, text, jsonb, tasklib.caller),
@@ -55,8 +58,10 @@ begin
     to tasklib_producer;
   end if;
   if exists (select from pg_catalog.pg_roles where rolname = 'tasklib_worker') then
-    revoke all on all functions in schema tasklib from tasklib_worker;
+    revoke all on schema tasklib from tasklib_worker;
     revoke all on all tables in schema tasklib from tasklib_worker;
+    revoke all on all sequences in schema tasklib from tasklib_worker;
+    revoke all on all functions in schema tasklib from tasklib_worker;
     grant usage on schema tasklib to tasklib_worker;
     grant execute on function
       tasklib.register_worker(text, interval, jsonb, jsonb, tasklib.caller),
@@ -78,8 +83,10 @@ begin
     to tasklib_worker;
   end if;
   if exists (select from pg_catalog.pg_roles where rolname = 'tasklib_observer') then
-    revoke all on all functions in schema tasklib from tasklib_observer;
+    revoke all on schema tasklib from tasklib_observer;
     revoke all on all tables in schema tasklib from tasklib_observer;
+    revoke all on all sequences in schema tasklib from tasklib_observer;
+    revoke all on all functions in schema tasklib from tasklib_observer;
     grant usage on schema tasklib to tasklib_observer;
     grant select on tasklib.queue_stats, tasklib.task_stats, tasklib.worker_health,
       tasklib.stuck_tasks, tasklib.tick_health, tasklib.rules, tasklib.limits to tasklib_observer;
@@ -91,8 +98,10 @@ begin
     grant execute on function tasklib.shard_of(uuid), tasklib.version() to tasklib_observer;
   end if;
   if exists (select from pg_catalog.pg_roles where rolname = 'tasklib_admin') then
-    revoke all on all functions in schema tasklib from tasklib_admin;
+    revoke all on schema tasklib from tasklib_admin;
     revoke all on all tables in schema tasklib from tasklib_admin;
+    revoke all on all sequences in schema tasklib from tasklib_admin;
+    revoke all on all functions in schema tasklib from tasklib_admin;
     grant usage on schema tasklib to tasklib_admin;
     grant select on tasklib.tasks, tasklib.failures, tasklib.queue_stats, tasklib.task_stats,
       tasklib.worker_health, tasklib.stuck_tasks, tasklib.tick_health, tasklib.rules,

@@ -76,7 +76,6 @@ begin
     perform tasklib._check_spec(spec, null);
   end if;
   select known.type, known.queue, known.priority, config.shard, config.enqueue_ruled,
-    (select last_value from tasklib.asleep_until) as asleep_until,
     known.type is not null or exists (select from tasklib.task_type where task_type.type = 0) as is_known
     into v_known
   from tasklib.config left join tasklib.task_type as known on known.name = spec.name;
@@ -103,8 +102,8 @@ begin
     insert into tasklib.parked (type, task_id, attempt, key) values (v_type, v_id, 0, v_key);
   end if;
 
-  if v_known.asleep_until > tasklib._milliseconds(v_now) then
-    perform tasklib._wake(v_queue, array[v_type], v_now);
+  if pg_sequence_last_value('tasklib.asleep_until') > tasklib._milliseconds(v_now) then
+    perform tasklib._wake_some(v_queue, array[v_type], v_now);
   end if;
   return v_id;
 end;
@@ -122,8 +121,12 @@ begin
   return spec.name !~ '[[:cntrl:]]'
     and octet_length(spec.name) between 1 and 128
     and jsonb_typeof(spec.kwargs) = 'object'
-    and octet_length(spec.kwargs::text) <= 1048576
-    and not jsonb_path_exists(spec.kwargs, 'strict $.**{65}')
+    and case
+      -- 64 levels of brackets and their names take more
+      when octet_length(spec.kwargs::text) <= 128 then true
+      else octet_length(spec.kwargs::text) <= 1048576
+        and not jsonb_path_exists(spec.kwargs, 'strict $.**{65}')
+    end
     and spec.unique_until = 'finished'
     and coalesce(spec.queue, spec.unique_key, spec.concurrency_key) is null
     and coalesce(spec.tags, spec.headers, spec.backoff) is null
@@ -218,7 +221,7 @@ begin
   if v_not_ready then
     perform tasklib._insert_rest(v_ids, v_now, v_any_name);
   end if;
-  if (select last_value from tasklib.asleep_until) > extract(epoch from v_now)::float8 * 1000 then
+  if tasklib._sleeps_at(v_now) then
     perform tasklib._wake_for(specs, v_now);
   end if;
   return query

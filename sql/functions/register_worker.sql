@@ -37,10 +37,11 @@ begin
     perform tasklib._check_types(v_types, register_worker.task_types, register_worker.caller);
   end if;
 
-  insert into tasklib.worker (registered_at, lease_until, lease, registered_by, restricted, name, types,
-    info)
-  values (v_now, v_now + register_worker.lease, register_worker.lease, register_worker.caller, v_ruled,
-    coalesce(register_worker.name, 'worker'), v_types, register_worker.info)
+  insert into tasklib.worker (id, registered_at, lease_until, lease, registered_by, restricted, name,
+    types, info)
+  values (tasklib._new_worker_id(), v_now, v_now + register_worker.lease, register_worker.lease,
+    register_worker.caller, v_ruled, coalesce(register_worker.name, 'worker'), v_types,
+    register_worker.info)
   returning worker.id into v_id;
 
   perform tasklib._unpark(1000, v_types);

@@ -121,7 +121,7 @@ begin
     insert into tasklib.ready (task_id, lane, type, attempt, unique_until, key)
     values (task.id, v_lane, task.type, _place.attempt, task.unique_until,
       tasklib._key(task.queue, task.concurrency_key));
-    perform tasklib._wake(task.queue, array[task.type], clock_timestamp());
+    perform tasklib._wake_by(task.queue, array[task.type], clock_timestamp());
   else
     insert into tasklib.parked (type, task_id, attempt, unique_until, key)
     values (task.type, task.id, _place.attempt, task.unique_until,

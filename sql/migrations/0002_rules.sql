@@ -83,8 +83,8 @@ create domain tasklib.caller as text
 comment on domain tasklib.caller is
   'The role that calls: an argument of this type is left out, and can be given no other value. Nobody may make a column or a function of it, so that no value outlives its call.';
 
--- These get that argument, or hand it on. (A fresh database has none of them yet: functions are
--- applied after migrations.)
+-- These get that argument. (A fresh database has none of them yet: functions are applied after
+-- migrations. Helpers that hand it on are dropped by migrate, when calls under way need them no more.)
 -- squawk-ignore ban-drop-function
 drop function if exists
   tasklib.enqueue(text, jsonb, text, int, interval, timestamptz, int, float8, jsonb, text, text, jsonb, text, jsonb),
@@ -104,9 +104,4 @@ drop function if exists
   tasklib.heartbeat(uuid),
   tasklib.set_progress(uuid, uuid, int, float8, text),
   tasklib.idle(uuid, text[], interval, boolean),
-  tasklib.deregister_worker(uuid, boolean),
-  tasklib._hold(uuid, uuid, int, text),
-  tasklib._insert_task(tasklib.task_spec),
-  tasklib._insert_tasks(tasklib.task_spec[], boolean),
-  tasklib._own_task(uuid),
-  tasklib._registration(uuid, boolean);
+  tasklib.deregister_worker(uuid, boolean);

@@ -18,7 +18,9 @@ LONG = {
     "sweep": "one paragraph for each thing that should never happen",
 }
 # Small enough to be inlined into statements, which a pinned search_path would prevent.
-INLINED = {"_hash", "_type_of", "_lane", "_key", "_tag_pair", "_milliseconds"}
+INLINED = {
+    *("_hash", "_type_of", "_lane", "_key", "_tag_pair", "_milliseconds", "_server"),
+}
 
 
 def functions(conn):

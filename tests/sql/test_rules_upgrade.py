@@ -82,7 +82,10 @@ def test_calls_that_are_under_way_go_on(old, warm):
             given[name] = things(session if warm else helper)
         with ThreadPoolExecutor(len(CALLS)) as pool:
             migrating.execute("begin")
-            _migrate._apply(migrating, _sql.folder(), print)
+            migrating.execute(_migrate._BEGIN)
+            _migrate._apply(
+                migrating, _sql.folder(), time.monotonic() + 60, print, is_superuser=True
+            )
             calls = {
                 name: pool.submit(run, session, CALLS[name], **given[name])
                 for name, session in sessions.items()
