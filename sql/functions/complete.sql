@@ -48,7 +48,7 @@ declare
   v_run tasklib.running;
 begin
   perform tasklib._check_lease(_hold.id, _hold.worker_id, _hold.attempt);
-  perform tasklib._registration(_hold.worker_id, false, _hold.caller);
+  perform tasklib._registration(_hold.worker_id, _hold.caller);
   v_run := tasklib._take_run(_hold.id, _hold.worker_id, _hold.attempt);
   if v_run.task_id is null then
     perform tasklib._lost(_hold.worker_id, _hold.id, _hold.attempt, _hold.outcome);

@@ -21,7 +21,7 @@ begin
     or not exists (select from tasklib.worker
       where worker.id = deregister_worker.worker_id and worker.lost_at is null)
   then
-    perform tasklib._registration(deregister_worker.worker_id, false, deregister_worker.caller);
+    perform tasklib._registration(deregister_worker.worker_id, deregister_worker.caller);
   end if;
   update tasklib.worker
   set lost_at = clock_timestamp(), cleared_at = clock_timestamp(),
