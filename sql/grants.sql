@@ -27,29 +27,22 @@ begin
 end
 $do$;
 
-revoke all on schema tasklib from public;
-revoke all on all tables in schema tasklib from public;
-revoke all on all sequences in schema tasklib from public;
-revoke all on all functions in schema tasklib from public;
--- so that nobody can keep a value of it: see there
-revoke all on type tasklib.caller from public;
-
--- What an older version granted, and this one does not.
+-- From the roles, too: an older version may have granted what this one does not.
 do $do$
 declare
-  v_role text;
+  v_all text := (
+    select concat_ws(', ', 'public', string_agg(quote_ident(rolname), ', '))
+    from pg_catalog.pg_roles
+    where rolname in ('tasklib_producer', 'tasklib_worker', 'tasklib_observer', 'tasklib_admin'));
 begin
-  for v_role in
-    select rolname from pg_catalog.pg_roles
-    where rolname in ('tasklib_producer', 'tasklib_worker', 'tasklib_observer', 'tasklib_admin')
-  loop
-    execute format('revoke all on schema tasklib from %I', v_role);
-    execute format('revoke all on all tables in schema tasklib from %I', v_role);
-    execute format('revoke all on all sequences in schema tasklib from %I', v_role);
-    execute format('revoke all on all functions in schema tasklib from %I', v_role);
-  end loop;
+  execute 'revoke all on schema tasklib from ' || v_all;
+  execute 'revoke all on all tables in schema tasklib from ' || v_all;
+  execute 'revoke all on all sequences in schema tasklib from ' || v_all;
+  execute 'revoke all on all functions in schema tasklib from ' || v_all;
 end
 $do$;
+-- so that nobody can keep a value of it: see there
+revoke all on type tasklib.caller from public;
 
 do $do$
 begin
