@@ -26,6 +26,9 @@ begin
       null, 'Pass an interval from 1 second to 24 hours; the worker must send heartbeats well within it.');
   end if;
   perform tasklib._check_object('info', register_worker.info, 16384);
+  if caller is null then
+    perform tasklib._reject('TL001', 'caller is NULL', null, 'Leave it out.');
+  end if;
 
   v_types := tasklib._store_task_types(register_worker.task_types, v_now);
   -- locked, so that a first rule waits and then finds this worker
@@ -34,11 +37,10 @@ begin
     perform tasklib._check_types(v_types, register_worker.task_types, register_worker.caller);
   end if;
 
-  insert into tasklib.worker (registered_at, lease_until, lease, registered_by, role, restricted, name,
-    types, info)
-  values (v_now, v_now + register_worker.lease, register_worker.lease, tasklib._caller(),
-    register_worker.caller, v_ruled, coalesce(register_worker.name, 'worker'), v_types,
-    register_worker.info)
+  insert into tasklib.worker (registered_at, lease_until, lease, registered_by, restricted, name, types,
+    info)
+  values (v_now, v_now + register_worker.lease, register_worker.lease, register_worker.caller, v_ruled,
+    coalesce(register_worker.name, 'worker'), v_types, register_worker.info)
   returning worker.id into v_id;
 
   perform tasklib._unpark(1000, v_types);
