@@ -93,9 +93,9 @@ end
 $tasklib$;
 """
 
-# Tables whose rows a script has made already when a dump is restored. `migration` and
-# `housekeeping` say nothing that the restored extension does not know; the settings give way.
-OWN_ROWS = ("migration", "housekeeping")
+# Tables with a row that the script has made already when a dump is restored, and that say nothing
+# that the restored extension does not know. (`config` has such a row, too, which gives way.)
+OWN_ROWS = ("backlog_round", "housekeeping", "migration")
 
 _KEEP_ROWS = """
 create or replace function tasklib._restore_config()
