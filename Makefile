@@ -20,11 +20,8 @@ LINT_STAMP := .venv/.installed-lint
 # What migrate sets itself (timeouts), and what is meant: narrow columns in the hot tables.
 SQUAWK_EXCLUDE := require-lock-timeout,require-statement-timeout,ban-char-field,prefer-bigint-over-int,prefer-bigint-over-smallint
 
-.PHONY: help setup demo test lint format types check docs servers failover bench soak bench-sql build release clean
-.PHONY: help setup demo test lint format types check docs bench soak model bench-sql build release clean
-.PHONY: help setup demo test lint format types check docs torture bench soak bench-sql build release clean
-.PHONY: help setup demo test lint format types check docs bench soak bench-sql mutants build release clean
-.PHONY: help setup demo test lint format types check audit docs bench soak bench-sql build release clean install-extension
+.PHONY: help setup demo test lint format types audit check docs model fuzz torture failover upgrade mutants servers \
+  bench soak bench-sql install-extension build release clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-18s %s\n", $$1, $$2 }' Makefile
