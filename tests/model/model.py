@@ -662,7 +662,8 @@ class Model:
         """Begin every lease anew, once for each heartbeat, when nobody ticked for long."""
         if self.silence > 30:
             for worker in self.live():
-                if not worker.graced and worker.lease_until < self.now + worker.lease:
+                # some time always passes
+                if not worker.graced and worker.lease_until <= self.now + worker.lease:
                     worker.lease_until, worker.graced = self.now + worker.lease, True
 
     def promote(self) -> int:
