@@ -358,14 +358,14 @@ class QueueMachine(RuleBasedStateMachine):
         self.settle()
 
         def answer() -> list[tuple[Any, ...]]:
-            option = self.model.option
+            option, kept_house = self.model.option, database.ticked_lately(self.conn)
             return [
                 (
                     *(task.id, task.attempt, task.name, task.queue, task.given.get("kwargs", {})),
                     *(task.priority, task.retry_count, option(task, "max_retries", 3)),
                     *(option(task, "timeout_seconds", None), task.given.get("tags")),
                 )
-                for task in self.model.claim(worker_id, asked, most)
+                for task in self.model.claim(worker_id, asked, most, kept_house=kept_house)
             ]
 
         rows = self.ask(
