@@ -31,19 +31,38 @@ revoke all on schema tasklib from public;
 revoke all on all tables in schema tasklib from public;
 revoke all on all sequences in schema tasklib from public;
 revoke all on all functions in schema tasklib from public;
+-- so that nobody can keep a value of it: see there
+revoke all on type tasklib.caller from public;
+
+-- What an older version granted, and this one does not.
+do $do$
+declare
+  v_role text;
+begin
+  for v_role in
+    select rolname from pg_catalog.pg_roles
+    where rolname in ('tasklib_producer', 'tasklib_worker', 'tasklib_observer', 'tasklib_admin')
+  loop
+    execute format('revoke all on schema tasklib from %I', v_role);
+    execute format('revoke all on all tables in schema tasklib from %I', v_role);
+    execute format('revoke all on all sequences in schema tasklib from %I', v_role);
+    execute format('revoke all on all functions in schema tasklib from %I', v_role);
+  end loop;
+end
+$do$;
 
 do $do$
 begin
   if exists (select from pg_catalog.pg_roles where rolname = 'tasklib_producer') then
     grant usage on schema tasklib to tasklib_producer;
     grant execute on function
-      tasklib.enqueue(text, jsonb, text, int, interval, timestamptz, int, float8, jsonb, text, text, jsonb, text, jsonb),
-      tasklib.enqueue_many(jsonb),
-      tasklib.get(uuid),
-      tasklib.list(text, text, text, jsonb, int, uuid),
-      tasklib.cancel(uuid),
-      tasklib.retry(uuid),
-      tasklib.reschedule(uuid, timestamptz, interval, int, text),
+      tasklib.enqueue(text, jsonb, text, int, interval, timestamptz, int, float8, jsonb, text, text, jsonb, text, jsonb, tasklib.caller),
+      tasklib.enqueue_many(jsonb, tasklib.caller),
+      tasklib.get(uuid, tasklib.caller),
+      tasklib.list(text, text, text, jsonb, int, uuid, tasklib.caller),
+      tasklib.cancel(uuid, tasklib.caller),
+      tasklib.retry(uuid, tasklib.caller),
+      tasklib.reschedule(uuid, timestamptz, interval, int, text, tasklib.caller),
       tasklib.shard_of(uuid),
       tasklib.version()
     to tasklib_producer;
@@ -51,7 +70,7 @@ begin
   if exists (select from pg_catalog.pg_roles where rolname = 'tasklib_worker') then
     grant usage on schema tasklib to tasklib_worker;
     grant execute on function
-      tasklib.register_worker(text, interval, jsonb, jsonb),
+      tasklib.register_worker(text, interval, jsonb, jsonb, tasklib.caller),
       tasklib.heartbeat(uuid),
       tasklib.cancel_requests(uuid),
       tasklib.claim(uuid, text[], int),
@@ -62,7 +81,7 @@ begin
       tasklib.release(uuid, uuid[], int[]),
       tasklib.snooze(uuid, uuid, int, interval),
       tasklib.set_progress(uuid, uuid, int, float8, text),
-      tasklib.deregister_worker(uuid, boolean),
+      tasklib.deregister_worker(uuid, boolean, tasklib.caller),
       tasklib.tick(int),
       tasklib.sweep(),
       tasklib.shard_of(uuid),
@@ -72,7 +91,7 @@ begin
   if exists (select from pg_catalog.pg_roles where rolname = 'tasklib_observer') then
     grant usage on schema tasklib to tasklib_observer;
     grant select on tasklib.queue_stats, tasklib.task_stats, tasklib.worker_health,
-      tasklib.stuck_tasks, tasklib.tick_health to tasklib_observer;
+      tasklib.stuck_tasks, tasklib.tick_health, tasklib.rules, tasklib.limits to tasklib_observer;
     grant select (id, name, queue, state, retry_count, max_retries, next_retry_at, worker_id,
       locked_until, scheduled_at, created_at, started_at, completed_at, timeout_seconds, priority,
       attempt, cancel_requested_at, enqueued_by, progress) on tasklib.tasks to tasklib_observer;
@@ -83,18 +102,24 @@ begin
   if exists (select from pg_catalog.pg_roles where rolname = 'tasklib_admin') then
     grant usage on schema tasklib to tasklib_admin;
     grant select on tasklib.tasks, tasklib.failures, tasklib.queue_stats, tasklib.task_stats,
-      tasklib.worker_health, tasklib.stuck_tasks, tasklib.tick_health to tasklib_admin;
+      tasklib.worker_health, tasklib.stuck_tasks, tasklib.tick_health, tasklib.rules,
+      tasklib.limits to tasklib_admin;
     grant execute on function
-      tasklib.get(uuid),
-      tasklib.list(text, text, text, jsonb, int, uuid),
-      tasklib.cancel(uuid),
-      tasklib.retry(uuid),
-      tasklib.reschedule(uuid, timestamptz, interval, int, text),
+      tasklib.get(uuid, tasklib.caller),
+      tasklib.list(text, text, text, jsonb, int, uuid, tasklib.caller),
+      tasklib.cancel(uuid, tasklib.caller),
+      tasklib.retry(uuid, tasklib.caller),
+      tasklib.reschedule(uuid, timestamptz, interval, int, text, tasklib.caller),
       tasklib.purge(interval, text, int),
       tasklib.set_queue(text, interval, int, boolean),
       tasklib.pause(text),
       tasklib.resume(text),
-      tasklib.deregister_worker(uuid, boolean),
+      tasklib.set_rule(text, text, text, text, tasklib.caller),
+      tasklib.drop_rule(text, text, text, text),
+      tasklib.set_limit(text, int, int, int, int, interval, bigint, tasklib.caller),
+      tasklib.drop_limit(text),
+      tasklib.set_strict(boolean),
+      tasklib.deregister_worker(uuid, boolean, tasklib.caller),
       tasklib.tick(int),
       tasklib.sweep(),
       tasklib.shard_of(uuid),

@@ -188,6 +188,11 @@ def schema_version() -> Call[str | None]:
     return _value("select tasklib.version()", {})
 
 
+def extension_version() -> Call[str | None]:
+    """Read the version of the extension that the queue is; None when it is none."""
+    return _value("select (select extversion from pg_extension where extname = 'tasklib')", {})
+
+
 def long_transactions(older_than: timedelta) -> Call[list[Record]]:
     """Read the oldest transactions of this database: sessions, and prepared ones."""
     return _records(

@@ -21,6 +21,21 @@ $$;
 comment on function tasklib.heartbeat(uuid) is
   'Renew the lease of everything the worker holds. Returns the ids of its tasks that shall be cancelled. Errors: TL007 when it is no longer registered (its tasks are others'' now), TL011.';
 
+create or replace function tasklib._renew_late(worker tasklib.worker)
+  returns void
+  language plpgsql
+  volatile
+  set search_path = pg_catalog, pg_temp
+as $$
+begin
+  if worker.lease_until < clock_timestamp() + worker.lease / 10 then
+    perform tasklib.heartbeat(worker.id);
+  end if;
+end;
+$$;
+comment on function tasklib._renew_late(tasklib.worker) is
+  'Internal. Who claims or goes to sleep lives: its own housekeeping must not take it for dead, even when its lease is about to run out, or has.';
+
 create or replace function tasklib.cancel_requests(worker_id uuid)
   returns setof uuid
   language plpgsql

@@ -31,7 +31,7 @@ begin
     insert into tasklib.ready (task_id, lane, type, attempt, unique_until, key)
     values (run.task_id, run.lane, run.type, run.attempt, run.unique_until, run.key);
     perform tasklib._let_go(array[run.key], null);
-    perform tasklib._wake((select task.queue from tasklib.task where task.id = run.task_id),
+    perform tasklib._wake_by((select task.queue from tasklib.task where task.id = run.task_id),
       array[run.type], clock_timestamp());
   end if;
 end;

@@ -14,11 +14,19 @@ from psycopg import Connection
 from psycopg.rows import namedtuple_row
 from psycopg.types.json import Jsonb
 
+import pgbouncer
+
 TABLES = (
     *("task", "ready", "delayed", "waiting", "parked", "running", "done", "failure", "allowance"),
     *("progress", "tag", "cancel_request", "unique_key", "gate", "gate_check", "worker"),
     *("task_type", "queue", "mark", "time_mark", "horizon", "config"),
 )
+# A pooler says made-up process ids: then it is any session of the test's database.
+BLOCKED = """
+select coalesce(bool_or(cardinality(pg_blocking_pids(pid)) > 0), false) from pg_locks
+where pid = %(pid)s or %(pooled)s
+  and database = (select oid from pg_database where datname = current_database())
+"""
 
 
 def run(conn: Connection[Any], text: str, *arguments: object, **named: object) -> list[Any]:
@@ -200,7 +208,7 @@ def transaction(conn: Connection[Any], *, commit: bool = True) -> Generator[Conn
 def blocked(watcher: Connection[Any], conn: Connection[Any]) -> None:
     """Return when a session waits for a lock."""
     for _ in range(500):
-        if one(watcher, "select cardinality(pg_blocking_pids(%s)) > 0", conn.info.backend_pid):
+        if one(watcher, BLOCKED, pid=conn.info.backend_pid, pooled=pgbouncer.is_wanted()):
             return
         time.sleep(0.01)
     raise AssertionError("the session does not wait")

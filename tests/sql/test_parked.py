@@ -95,6 +95,13 @@ def test_nothing_is_parked_while_somebody_takes_any_name(conn):
     assert parked(conn) == 1
 
 
+def test_a_worker_of_any_name_is_forgotten_when_it_leaves(conn):
+    call(conn, "deregister_worker", worker_id=register(conn))
+    enqueue(conn, "unknown")
+
+    assert parked(conn) == 1
+
+
 def test_a_task_enqueued_before_its_name_was_known_goes_where_the_name_says(conn):
     task_id = enqueue(conn, "unknown")
     worker = register(conn, {"name": "unknown", "queue": "mail", "priority": 7})

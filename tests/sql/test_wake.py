@@ -225,6 +225,37 @@ def test_busy_commits_do_not_notify(conn, make_conn):
     assert 1 <= len(payloads(listener)) <= most
 
 
+def test_nobody_is_called_while_all_are_busy(conn, make_conn):
+    listener, worker = make_conn(), register(conn, "t")
+    run(listener, "listen tasklib")
+    enqueue(conn)
+    (task,) = claim(conn, worker)
+    run(conn, "select tasklib.release(%s, %s, %s)", worker, [task.id], [task.attempt])
+
+    assert payloads(listener) == []
+
+
+def test_a_short_sleep_does_not_end_the_call_for_who_sleeps_longer(conn, make_conn):
+    listener, long, short = make_conn(), register(conn, "t"), register(conn, "t")
+    run(listener, "listen tasklib")
+    sleep(conn, long)
+    one(conn, "select tasklib.idle(%s, max_wait => '10 ms')", short)
+    time.sleep(0.1)
+    enqueue(conn)
+
+    assert payloads(listener) == [str(long)]
+
+
+def test_a_queue_that_is_resumed_calls_everybody(conn, make_conn):
+    listener, worker = make_conn(), register(conn, "t")
+    run(conn, "select tasklib.pause('default')")
+    sleep(conn, worker)
+    run(listener, "listen tasklib")
+    run(conn, "select tasklib.resume('default')")
+
+    assert payloads(listener) == [""]
+
+
 def test_a_sleeper_wakes_when_the_lease_of_a_silent_worker_runs_out(conn):
     sleeper = register(conn, "t", lease="60 seconds")
     assert sleep(conn, sleeper) == 18

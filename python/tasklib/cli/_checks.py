@@ -96,8 +96,17 @@ def _server(session: Session) -> Iterator[Finding]:
 
 def _schema(session: Session) -> Iterator[Finding]:
     there, here = session.run(_admin_calls.schema_version()), _migrate.latest()
-    if there == here:
-        yield Finding("schema", "ok", f"version {there}")
+    extension = session.run(_admin_calls.extension_version())
+    if extension and (extension != _migrate.version() or there != here):
+        yield Finding(
+            "schema",
+            "act",
+            f"the database has the extension tasklib {extension} ({there}), this package is "
+            f"{_migrate.version()} ({here})",
+            _migrate.EXTENSION_HINT,
+        )
+    elif there == here:
+        yield Finding("schema", "ok", f"version {there}" + (", an extension" if extension else ""))
     elif there is None or there < here:
         yield Finding(
             "schema",
