@@ -8,6 +8,7 @@ listen. It ends with whoever started it.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import random
 import socket
@@ -89,7 +90,8 @@ class Proxy:
     def close(self) -> None:
         """End the process, and with it all connections."""
         if self._process.stdin and not self._process.stdin.closed:
-            self._process.stdin.close()
+            with contextlib.suppress(BrokenPipeError):
+                self._process.stdin.close()
         self._process.wait()
         if self._process.stdout:
             self._process.stdout.close()
@@ -209,7 +211,8 @@ def _reset(writer: asyncio.StreamWriter) -> None:
     """Close with a reset, as a dead machine or a firewall does."""
     held = writer.get_extra_info("socket")
     if held is not None and held.family == socket.AF_INET:
-        held.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, b"\1\0\0\0\0\0\0\0")
+        with contextlib.suppress(OSError):  # it is closed already
+            held.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, b"\1\0\0\0\0\0\0\0")
     writer.transport.abort()
 
 

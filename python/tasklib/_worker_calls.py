@@ -166,7 +166,7 @@ def exchange(
     """
     params: dict[str, object] = {
         "worker_id": worker_id,
-        "queues": list(queues),
+        "queues": _array(queues),
         "max_tasks": max_tasks,
     }
     if ended is not None:
@@ -179,6 +179,12 @@ def exchange(
     return Call(
         "with " + finish + "," + (_AWAKE if idle is None else _IDLE) + _CLAIM, params, _exchanged
     )
+
+
+def _array(texts: Sequence[str]) -> str:
+    """Write a PostgreSQL array of texts; quotes and backslashes are all that ends a quoted one."""
+    quoted = (text.replace("\\", "\\\\").replace('"', '\\"') for text in texts)
+    return "{" + ",".join(f'"{text}"' for text in quoted) + "}"
 
 
 def _claimed(rows: Rows) -> Exchanged:
@@ -251,6 +257,15 @@ def tick() -> Call[Ticked | None]:
         "select promoted, reclaimed, timed_out, purged, more from tasklib.tick()",
         {},
         lambda rows: Ticked(*rows[0]) if rows else None,
+    )
+
+
+def check_registration(worker_id: str) -> Call[None]:
+    """Ask whether a worker is registered; nothing is renewed or changed."""
+    return Call(
+        "select tasklib.release(worker_id => %(worker_id)s::uuid, ids => '{}', attempts => '{}')",
+        {"worker_id": worker_id},
+        lambda _: None,
     )
 
 

@@ -204,13 +204,19 @@ def _checked_url(url: str) -> str:
     # SQLAlchemy and Django name the driver in the scheme; libpq does not know such schemes.
     url = re.sub(r"^postgres(ql)?\+\w+://", "postgresql://", url)
     try:
-        psycopg.conninfo.conninfo_to_dict(url)
+        hosts = str(psycopg.conninfo.conninfo_to_dict(url).get("host") or "")
     except ProgrammingError:
         scheme = urlsplit(url).scheme if "://" in url else "no scheme"
         raise ConfigurationError(
             f"database_url is not a PostgreSQL URL ({scheme})",
             hint="Write it as postgresql://user:password@host:5432/database.",
         ) from None
+    # Every message about a host that cannot be found would quote the rest of the password.
+    if any("@" in host[1:] and not host.startswith("/") for host in hosts.split(",")):
+        raise ConfigurationError(
+            "database_url has an @ in the name of its host",
+            hint="Write an @ in a password as %40, a / as %2F, a # as %23.",
+        )
     return url
 
 

@@ -139,6 +139,15 @@ def test_a_worker_that_was_reaped_is_told_so(conn, worker, held, ending):
     assert one(conn, "select cause from tasklib.failures") == "lost"
 
 
+@pytest.mark.parametrize("ending", list(ENDINGS))
+def test_a_batch_of_a_worker_that_was_reaped_is_refused(conn, worker, held, ending):
+    tick_through(conn, 80)
+
+    with refused("TL007"):
+        finish(conn, worker, [held], [ENDINGS[ending]])
+    assert one(conn, "select cause from tasklib.failures") == "lost"
+
+
 @pytest.mark.parametrize("ending", CALLS)
 def test_a_cancelled_task_refuses_its_old_attempt(conn, worker, held, ending):
     finish(conn, worker, [held], [{"state": "cancelled"}])
@@ -265,6 +274,29 @@ def test_finish_of_another_workers_tasks_is_stale(conn, held):
     for ending in SHAPES:
         assert finish(conn, other, [held], [ENDINGS[ending]]) == ["stale"]
     assert fingerprint(conn) == before
+
+
+@pytest.mark.parametrize("ending", ["completed", "failed", "failed for good"])
+def test_what_another_worker_stored_is_not_ones_own(conn, worker, held, ending):
+    other = register(conn)
+    finish(conn, worker, [held], [ENDINGS[ending]])
+
+    assert finish(conn, other, [held], [ENDINGS[ending]]) == ["stale"]
+
+
+def test_an_earlier_attempt_of_the_same_worker_is_stale(conn, worker, held):
+    finish(conn, worker, [held], [ENDINGS["released"]])
+    assert finish(conn, worker, [claim_one(conn, worker)]) == ["ok"]
+
+    assert finish(conn, worker, [held]) == ["stale"]
+
+
+def test_a_failure_that_is_due_again_is_no_release(conn, worker, held):
+    fail(conn, worker, held, retry_in="0 seconds")
+    tick_through(conn, 1)
+    assert one(conn, "select count(*) from tasklib.ready") == 1
+
+    assert finish(conn, worker, [held], [ENDINGS["released"]]) == ["stale"]
 
 
 def test_finish_takes_many_outcomes_at_once(conn, worker):

@@ -96,8 +96,17 @@ def _server(session: Session) -> Iterator[Finding]:
 
 def _schema(session: Session) -> Iterator[Finding]:
     there, here = session.run(_admin_calls.schema_version()), _migrate.latest()
-    if there == here:
-        yield Finding("schema", "ok", f"version {there}")
+    extension = session.run(_admin_calls.extension_version())
+    if extension and (extension != _migrate.version() or there != here):
+        yield Finding(
+            "schema",
+            "act",
+            f"the database has the extension tasklib {extension} ({there}), this package is "
+            f"{_migrate.version()} ({here})",
+            _migrate.EXTENSION_HINT,
+        )
+    elif there == here:
+        yield Finding("schema", "ok", f"version {there}" + (", an extension" if extension else ""))
     elif there is None or there < here:
         yield Finding(
             "schema",
@@ -112,6 +121,28 @@ def _schema(session: Session) -> Iterator[Finding]:
             f"the database is at {there}, this package only at {here}",
             "Upgrade pg-tasklib here.",
         )
+
+
+def _roles(session: Session) -> Iterator[Finding]:
+    if missing := session.run(_admin_calls.missing_roles()):
+        yield Finding(
+            "roles",
+            "note",
+            f"this server has no role {', '.join(missing)}: only the owner can do what they may",
+            "Ask a DBA for it: "
+            + " ".join(f"create role {name} nologin;" for name in missing)
+            + " Then run `tasklib migrate` again.",
+        )
+    gone = session.run(_admin_calls.rules_of_nobody())
+    for role in gone:
+        yield Finding(
+            "roles",
+            "act",
+            f"there are rules or limits for {role}, and no such role: renamed or dropped",
+            "Set them for the role that is meant, and drop these: tasklib.drop_rule, drop_limit.",
+        )
+    if not missing and not gone:
+        yield Finding("roles", "ok", "the four roles are there")
 
 
 def _pooler(session: Session) -> Iterator[Finding]:
@@ -292,6 +323,7 @@ def _sum(rows: list[dict[str, object]], field: str) -> int:
 CHECKS: dict[str, Check] = {
     "server": _server,
     "schema": _schema,
+    "roles": _roles,
     "pooler": _pooler,
     "clock": _clock,
     "transactions": _transactions,

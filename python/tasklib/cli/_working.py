@@ -16,6 +16,7 @@ from tasklib.worker import TaskWorker
 
 from ._children import this_command
 from ._progress import Show, progress
+from ._pulse import beat
 from ._supervised import Supervisor
 
 logger = logging.getLogger("tasklib.cli")
@@ -29,16 +30,16 @@ async def run(worker: TaskWorker, supervisor: Supervisor | None, *, shows_progre
     """Run the worker, and say how far it is when somebody waits for its end."""
     if supervisor is not None:
         _obey(supervisor, worker)
-    if not shows_progress:
-        await worker.run()
-        return
-    with progress(logger.info, alone=supervisor is None) as show:
-        told = asyncio.create_task(_tell(worker, show))
-        try:
+    beating = asyncio.create_task(beat(worker))
+    try:
+        if shows_progress:
+            await _show_progress(worker, alone=supervisor is None)
+        else:
             await worker.run()
-        finally:
-            told.cancel()
-    logger.info("done: %s", _done(worker))
+    finally:
+        beating.cancel()
+        with suppress(asyncio.CancelledError):
+            await beating  # removes its file
 
 
 def execute_again() -> NoReturn:
@@ -68,6 +69,16 @@ def _obey(supervisor: Supervisor, worker: TaskWorker) -> None:
     supervisor.stop = worker.request_stop
     supervisor.leave = leave
     loop.add_signal_handler(signal.SIGTERM, worker.request_stop)
+
+
+async def _show_progress(worker: TaskWorker, *, alone: bool) -> None:
+    with progress(logger.info, alone=alone) as show:
+        told = asyncio.create_task(_tell(worker, show))
+        try:
+            await worker.run()
+        finally:
+            told.cancel()
+    logger.info("done: %s", _done(worker))
 
 
 async def _tell(worker: TaskWorker, show: Show) -> None:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import click
 
-from tasklib import _migrate
+from tasklib import _extension, _migrate
 from tasklib.config import resolve
 
-from ._app import pass_settings
+from ._app import Refusal, pass_settings
 from ._progress import progress, say_to_stderr
 from ._session import Settings
 
@@ -34,12 +36,31 @@ def migrate(settings: Settings, plan: bool) -> None:
 
 
 @click.command(short_help="Print the script that installs the schema.")
-def sql() -> None:
+@click.option(
+    "--extension",
+    "folder",
+    type=click.Path(path_type=Path),
+    metavar="FOLDER",
+    help="Write the files of the extension instead: $(pg_config --sharedir)/extension.",
+)
+def sql(folder: Path | None) -> None:
     """Print the SQL that installs the schema in a database that has none.
 
     For psql, or for the migration tool that you use already. It begins and commits nothing.
 
-    Example:
+    Examples:
       tasklib sql | psql --single-transaction -v ON_ERROR_STOP=1 "$DATABASE_URL"
+      tasklib sql --extension "$(pg_config --sharedir)/extension"
     """
-    click.echo(_migrate.install_script(), nl=False)
+    if folder is None:
+        click.echo(_migrate.install_script(), nl=False)
+        return
+    try:
+        written = _extension.write(folder)
+    except OSError as error:
+        raise Refusal(
+            f"{error.filename} cannot be written: {error.strerror}",
+            hint="Name the server's share/extension folder, as who may write there.",
+        ) from error
+    for path in written:
+        click.echo(path)

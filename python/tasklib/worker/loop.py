@@ -108,6 +108,11 @@ class TaskWorker:
         shift = self._shift
         return shift is not None and shift.limits.reached is not None and not self._is_stopping
 
+    @property
+    def registration(self) -> str | None:
+        """The worker id under which it claims; None while the database knows none."""
+        return self._shift and self._shift.registration
+
     async def run(self) -> None:
         """Work until `stop`, a signal, or, with ``drain``, until nothing is due.
 
