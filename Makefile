@@ -20,6 +20,10 @@ LINT_STAMP := .venv/.installed-lint
 # What migrate sets itself (timeouts), and what is meant: narrow columns in the hot tables.
 SQUAWK_EXCLUDE := require-lock-timeout,require-statement-timeout,ban-char-field,prefer-bigint-over-int,prefer-bigint-over-smallint
 
+.PHONY: help setup demo test lint format types check docs servers failover bench soak bench-sql build release clean
+.PHONY: help setup demo test lint format types check docs bench soak model bench-sql build release clean
+.PHONY: help setup demo test lint format types check docs torture bench soak bench-sql build release clean
+.PHONY: help setup demo test lint format types check docs bench soak bench-sql mutants build release clean
 .PHONY: help setup demo test lint format types check audit docs bench soak bench-sql build release clean install-extension
 
 help: ## list the targets
@@ -79,15 +83,28 @@ check: lint types test ## all of the above checks
 docs: $(STAMP) ## write docs/sql-reference.md from the COMMENTs
 	@$(BIN)/python tests/docs/sql_reference.py
 
+servers: $(STAMP) ## the tests on PostgreSQL 14 to 18 and through PgBouncer, an hour; ARGS='--short 17'
+	@JOBS=$(JOBS) $(BIN)/python tests/matrix.py $(ARGS)
+
+failover: $(STAMP) ## ten failovers under load, synchronous and asynchronous
+	@TASKLIB_TEST_FAILOVERS=$${TASKLIB_TEST_FAILOVERS:-10} $(BIN)/python -m pytest -n 0 tests/failover $(ARGS)
+torture: $(STAMP) ## ten minutes of kills, restarts and cuts, then a count; ARGS='--minutes 2', '--mutants'
+	@$(BIN)/python tests/torture/torture.py $(ARGS)
+
 bench: $(STAMP) ## measure beside other queues; ARGS='--only drain1 --peers tasklib,graphile'
 	@$(BIN)/python tests/bench/bench.py $(ARGS)
 
 soak: $(STAMP) ## a million tasks through one worker; ARGS='--held' beside a held snapshot
 	@$(BIN)/python tests/bench/soak.py $(ARGS)
 
+model: $(STAMP) ## the SQL beside its model, for long; ARGS='--steps 1000000' or '--minutes 30'
+	@$(BIN)/python tests/model/run.py $(ARGS)
+
 bench-sql: $(STAMP) ## CPU and WAL a task, beside a classic one-table queue
 	@$(BIN)/python tests/bench/bench_sql.py $(ARGS)
 
+mutants: $(STAMP) ## put hand-made faults in, one at a time; each is caught; ARGS='--only lease --jobs 2'
+	@$(BIN)/python tests/mutants/mutate.py $(ARGS)
 # PG_CONFIG names the server; DESTDIR goes before its folder, for packagers.
 install-extension: $(STAMP) ## put the extension's files into the server of PG_CONFIG=pg_config
 	@$(BIN)/tasklib sql --extension "$(DESTDIR)$$($(PG_CONFIG) --sharedir)/extension"

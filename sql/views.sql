@@ -264,3 +264,23 @@ from (
 ) as newest;
 comment on view tasklib.tick_health is
   'When housekeeping was last done, in one row; nulls when it never was. Workers tick each second: more than a minute means that nobody promotes delayed tasks or takes tasks from dead workers.';
+
+create or replace view tasklib.rules as
+select rule.role, rule.action, rule.queue, rule.name,
+  rule.role = 'public' or exists (select from pg_catalog.pg_roles where rolname = rule.role) as role_exists,
+  rule.set_by, rule.set_at
+from tasklib.rule;
+comment on view tasklib.rules is
+  'Who may enqueue or claim what: roles that a rule covers may do no more than their rules say. A star stands for any ending. role_exists is false when the role was dropped or renamed since. set_by: who set the rule last.';
+
+create or replace view tasklib.limits as
+select role_limit.role, role_limit.max_bytes, role_limit.min_priority, role_limit.max_priority,
+  role_limit.max_retries, role_limit.max_delay, role_limit.max_backlog,
+  coalesce(backlog.counted, 0) as backlog,
+  role_limit.role = 'public'
+    or exists (select from pg_catalog.pg_roles where rolname = role_limit.role) as role_exists,
+  role_limit.set_by, role_limit.set_at
+from tasklib.role_limit
+  left join tasklib.backlog on backlog.role = role_limit.role;
+comment on view tasklib.limits is
+  'What a role may ask for when it enqueues; null: as much as anybody. backlog: about how many unfinished tasks the role itself has, counted only while some limit has a max_backlog.';

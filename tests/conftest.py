@@ -12,6 +12,8 @@ from psycopg import Connection
 from psycopg.conninfo import make_conninfo
 from pytest_postgresql import factories
 
+import pgbouncer
+from pgbouncer import PgBouncer
 from servers import Server, serve
 from tasklib._migrate import migrate
 
@@ -43,19 +45,33 @@ postgresql_noproc = factories.postgresql_noproc(depends_on="server", load=[_inst
 postgresql = factories.postgresql("postgresql_noproc")
 
 
+@pytest.fixture(scope="session")
+def pooler(server: Server) -> Generator[PgBouncer | None]:
+    """The pooler between the tests and their server, when it was asked for."""
+    if not pgbouncer.is_wanted():
+        yield None
+        return
+    with PgBouncer(server.dsn) as running:
+        yield running
+
+
 @pytest.fixture
-def database(server: Server, postgresql: Connection) -> str:
+def database(server: Server, postgresql: Connection, pooler: PgBouncer | None) -> str:
     """The connection string of a fresh, migrated database."""
-    return server.conninfo(postgresql.info.dbname)
+    direct = server.conninfo(postgresql.info.dbname)
+    return pooler.conninfo(direct) if pooler else direct
 
 
 @pytest.fixture
 def make_conn(database: str) -> Generator[Callable[..., Connection[Any]]]:
     """Open more sessions on the test's database; they are closed at its end."""
     opened: list[Connection[Any]] = []
+    usual = {"autocommit": True}
+    if pgbouncer.is_wanted():
+        usual |= {"prepare_threshold": None}
 
     def connect(**options: Any) -> Connection[Any]:
-        opened.append(psycopg.connect(database, **({"autocommit": True} | options)))
+        opened.append(psycopg.connect(database, **(usual | options)))
         return opened[-1]
 
     yield connect

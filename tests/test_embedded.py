@@ -318,7 +318,10 @@ def test_a_server_that_cannot_start_shows_its_log(folder: Path) -> None:
         Embedded(folder, settings={"shared_buffers": "plenty"}).start()
 
 
-def test_existing_data_asks_for_its_own_version(folder: Path) -> None:
+def test_existing_data_asks_for_its_own_version(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("TASKLIB_PG_BINDIR", raising=False)
     with Embedded(folder):
         pass
     (Embedded(folder).home / "pg" / "PG_VERSION").write_text("99\n")

@@ -188,6 +188,26 @@ def schema_version() -> Call[str | None]:
     return _value("select tasklib.version()", {})
 
 
+def missing_roles() -> Call[list[str]]:
+    """Read which of the roles that get rights are not on this server."""
+    return _value(
+        """select coalesce(array_agg(name order by name), '{}') from unnest('{tasklib_producer,
+          tasklib_worker, tasklib_observer, tasklib_admin}'::text[]) as wanted (name)
+          where not exists (select from pg_catalog.pg_roles where rolname = wanted.name)""",
+        {},
+    )
+
+
+def rules_of_nobody() -> Call[list[str]]:
+    """Read the roles that have rules or limits, and are not on this server."""
+    return _value(
+        """select coalesce(array_agg(role order by role), '{}') from (
+          select role from tasklib.rules where not role_exists
+          union select role from tasklib.limits where not role_exists) as gone""",
+        {},
+    )
+
+
 def extension_version() -> Call[str | None]:
     """Read the version of the extension that the queue is; None when it is none."""
     return _value("select (select extversion from pg_extension where extname = 'tasklib')", {})

@@ -17,10 +17,12 @@ from typing import Any, TypeVar
 import psycopg
 from psycopg.conninfo import conninfo_to_dict, make_conninfo
 from psycopg.pq import TransactionStatus
+from psycopg.pq.abc import PGconn
 from psycopg.rows import TupleRow, tuple_row
 
-from tasklib import _calls
+from tasklib import _calls, _statements
 from tasklib._calls import Call
+from tasklib._statements import PREPARE_AFTER, Statements
 from tasklib._store import open_store
 from tasklib.config import Config
 from tasklib.errors import DatabaseUnavailable, InvalidArguments, TaskLibError, from_sqlstate
@@ -30,7 +32,6 @@ Connection = psycopg.Connection[TupleRow]
 AsyncConnection = psycopg.AsyncConnection[TupleRow]
 
 WAIT_SECONDS = 30.0
-PREPARE_AFTER = 5
 
 # A peer that vanished without a word is noticed within a minute instead of two hours.
 _LIVENESS = {
@@ -105,12 +106,12 @@ async def arun(connection: psycopg.AsyncConnection[Any], call: Call[T]) -> T:
             return call.read(await cursor.fetchall())
 
 
-def is_alive(connection: Connection | AsyncConnection) -> bool:
+def is_alive(pgconn: PGconn) -> bool:
     """Tell, without asking the server, whether it has closed an idle connection."""
     try:
         # The first may read the server's last words, the second finds that nothing follows.
-        connection.pgconn.consume_input()
-        connection.pgconn.consume_input()
+        pgconn.consume_input()
+        pgconn.consume_input()
     except psycopg.OperationalError:
         return False
     return True
@@ -155,15 +156,15 @@ class Connections:
 
     def __init__(self, config: Config) -> None:
         self._config = config
-        self._idle: list[Connection] = []
+        self._idle: list[Statements[Connection]] = []
         self._pid = os.getpid()
         self._room = threading.BoundedSemaphore(config.pool_size)
         weakref.finalize(self, _close_all, self._idle)
 
     def run(self, call: Call[T]) -> T:
         """Run a call in a transaction of its own."""
-        with self._connection() as connection:
-            return run(connection, call)
+        with self._connection() as statements, translated():
+            return _statements.run(statements, call)
 
     def open(self) -> None:
         """Make sure that the database can be reached."""
@@ -175,17 +176,17 @@ class Connections:
         _close_all(self._idle)
 
     @contextmanager
-    def _connection(self) -> Generator[Connection]:
+    def _connection(self) -> Generator[Statements[Connection]]:
         if not self._room.acquire(timeout=WAIT_SECONDS):
             raise _all_busy(self._config)
         try:
-            connection = _take(self) or connect(self._config)
+            statements = _take(self) or Statements(connect(self._config))
             try:
-                yield connection
+                yield statements
             except BaseException as error:
-                _keep_if_sound(self._idle, connection, error)
+                _keep_if_sound(self._idle, statements, error)
                 raise
-            self._idle.append(connection)
+            self._idle.append(statements)
         finally:
             self._room.release()
 
@@ -199,7 +200,7 @@ class AsyncConnections:
 
     def __init__(self, config: Config) -> None:
         self._config = config
-        self._idle: list[AsyncConnection] = []
+        self._idle: list[Statements[AsyncConnection]] = []
         self._pid = os.getpid()
         self._rooms: weakref.WeakKeyDictionary[asyncio.AbstractEventLoop, asyncio.Semaphore]
         self._rooms = weakref.WeakKeyDictionary()
@@ -207,8 +208,9 @@ class AsyncConnections:
 
     async def run(self, call: Call[T]) -> T:
         """Run a call in a transaction of its own."""
-        async with self._connection() as connection:
-            return await arun(connection, call)
+        async with self._connection() as statements:
+            with translated():
+                return await _statements.arun(statements, call)
 
     async def open(self) -> None:
         """Make sure that the database can be reached."""
@@ -220,7 +222,7 @@ class AsyncConnections:
         _close_all(self._idle)
 
     @asynccontextmanager
-    async def _connection(self) -> AsyncGenerator[AsyncConnection]:
+    async def _connection(self) -> AsyncGenerator[Statements[AsyncConnection]]:
         room = self._rooms.setdefault(
             asyncio.get_running_loop(), asyncio.Semaphore(self._config.pool_size)
         )
@@ -232,13 +234,13 @@ class AsyncConnections:
             except TimeoutError:
                 raise _all_busy(self._config) from None
         try:
-            connection = _take(self) or await aconnect(self._config)
+            statements = _take(self) or Statements(await aconnect(self._config))
             try:
-                yield connection
+                yield statements
             except BaseException as error:
-                _keep_if_sound(self._idle, connection, error)
+                _keep_if_sound(self._idle, statements, error)
                 raise
-            self._idle.append(connection)
+            self._idle.append(statements)
         finally:
             room.release()
 
@@ -252,30 +254,30 @@ def _take(pool: Any) -> Any:
         pool._pid = os.getpid()
     while True:
         try:
-            connection = pool._idle.pop()
+            statements = pool._idle.pop()
         except IndexError:
             return None
-        if is_alive(connection):
-            return connection
-        connection.pgconn.finish()
+        if is_alive(statements.pgconn):
+            return statements
+        statements.pgconn.finish()
 
 
 _inherited: list[list[Any]] = []
 
 
-def _keep_if_sound(idle: list[Any], connection: Any, error: BaseException) -> None:
+def _keep_if_sound(idle: list[Any], statements: Any, error: BaseException) -> None:
     """Keep a connection whose call TaskLib refused; after anything else it may be in any state."""
     is_refusal = isinstance(error, TaskLibError) and (error.sqlstate or "").startswith("TL")
-    if is_refusal and connection.pgconn.transaction_status == TransactionStatus.IDLE:
-        idle.append(connection)
+    if is_refusal and statements.pgconn.transaction_status == TransactionStatus.IDLE:
+        idle.append(statements)
     else:
-        connection.pgconn.finish()
+        statements.pgconn.finish()
 
 
 def _close_all(idle: list[Any]) -> None:
     while idle:
-        connection = idle.pop()  # named: it must live until it is closed, or it warns
-        connection.pgconn.finish()
+        statements = idle.pop()  # named: it must live until it is closed, or it warns
+        statements.pgconn.finish()
 
 
 def _all_busy(config: Config) -> DatabaseUnavailable:

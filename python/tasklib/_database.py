@@ -13,7 +13,7 @@ from tasklib._connections import AsyncConnections, Connections
 from tasklib._options import merged
 from tasklib.config import Config
 from tasklib.errors import EventLoopRunning, InvalidArguments, TaskLibError
-from tasklib.models import Backoff, NewTask, Options
+from tasklib.models import NO_OPTIONS, Backoff, NewTask, Options
 from tasklib.registry import Registry, TaskFunction
 
 T = TypeVar("T")
@@ -108,6 +108,8 @@ class Database:
         self._loops.close()
 
     def _completed(self, new: NewTask) -> NewTask:
+        if self._defaults is NO_OPTIONS:
+            return new
         return NewTask(new.name, new.kwargs, merged(self._defaults, new.options))
 
     def _refuse_running_loop(self) -> None:
@@ -133,10 +135,11 @@ def configured(config: Config) -> Options:
         jitter=config.retry_jitter,
     )
     retries = config.max_retries
-    return Options(
+    changed = Options(
         max_retries=None if retries == known["max_retries"].default else retries,
         backoff=None if backoff == Backoff() else backoff,
     )
+    return NO_OPTIONS if changed == NO_OPTIONS else changed
 
 
 def connection_of(task: Submitted) -> object | None:

@@ -6,9 +6,11 @@ function and grant is applied again, all in one transaction.
 
 from __future__ import annotations
 
+import contextlib
 import random
+import re
 import time
-from collections.abc import Callable, Generator
+from collections.abc import Callable, Generator, Mapping, Sequence
 from contextlib import contextmanager
 from importlib import metadata
 from pathlib import Path
@@ -17,18 +19,22 @@ from typing import LiteralString, cast
 import psycopg
 from psycopg import Connection, errors
 
-from tasklib import _sql
+from tasklib import _sql, _table_locks
 from tasklib._sql import Script
 from tasklib.errors import DatabaseUnavailable, MigrationError
 
 OLDEST_SERVER = 140000
-# One second: a DDL statement that waits for a lock keeps every later statement waiting behind it.
-LOCK_TIMEOUT: LiteralString = "1s"
-ATTEMPTS = 30
+# How long to wait for a table that is in use, or for the transactions that an old function runs in.
+PATIENCE_SECONDS = 300.0
+LINGER_SECONDS = 10.0
+# While tables are locked, nothing else is waited for.
+LOCKED_TIMEOUT: LiteralString = "500ms"
 
 _BEGIN: LiteralString = """
+set transaction isolation level read committed, read write;
 set local lock_timeout = 0;
 set local statement_timeout = 0;
+set local idle_in_transaction_session_timeout = 0;
 set local client_min_messages = warning;
 set local search_path = pg_catalog, pg_temp;
 """
@@ -37,6 +43,58 @@ _TRY_LOCK: LiteralString = (
     "select pg_try_advisory_xact_lock(hashtextextended('tasklib.migrate', 0))"
 )
 _LOCK: LiteralString = "select pg_advisory_xact_lock(hashtextextended('tasklib.migrate', 0))"
+
+_OWNER: LiteralString = """
+select pg_get_userbyid(relowner), pg_get_userbyid(relowner) = current_user,
+  pg_has_role(current_user, relowner, 'MEMBER'),
+  (select rolsuper from pg_roles where rolname = current_user)
+from pg_class where oid = (
+  select pg_class.oid from pg_class join pg_namespace as space on space.oid = relnamespace
+  where nspname = 'tasklib' and relname = 'migration')
+"""
+
+# Calls that began before the commit go on in the old functions: what those call has to be there.
+LEFT_OVER: LiteralString = (
+    "Internal. Left over from an older version; the next `tasklib migrate` drops it."
+)
+_HELPERS: LiteralString = r"""
+select oid::int8, xmin::text from pg_proc
+where pronamespace = to_regnamespace('tasklib') and proname like '\_%'
+  and obj_description(oid, 'pg_proc') like 'Internal.%'
+"""
+# But not when a new function takes the same arguments and has defaults for more: then a call could
+# mean both, and the new one answers the old calls as well.
+_LABELS: LiteralString = """
+select case when exists (
+    select from pg_proc as new
+    where new.pronamespace = old.pronamespace and new.proname = old.proname
+      and not new.oid = any (%(left)s)
+      and new.pronargs - new.pronargdefaults <= old.pronargs
+      and (old.pronargs = 0 or new.proargtypes::text || ' ' like old.proargtypes::text || ' %%')
+  )
+  then format('drop function %%s', old.oid::regprocedure)
+  else format('comment on function %%s is %%L', old.oid::regprocedure, %(label)s::text)
+  end
+from pg_proc as old where old.oid = any (%(left)s)
+"""
+_VIEWS = re.compile(r"\b(create or replace view|comment on view|comment on column) tasklib\.(\w+)")
+_SAME_VIEW: LiteralString = """
+select count(*) = 2 and count(distinct description) = 1
+from (
+  select format('%%s %%s %%s %%s', pg_get_viewdef(view.oid), view.reloptions,
+    obj_description(view.oid, 'pg_class'), (
+      select array_agg((attname, atttypid, col_description(attrelid, attnum)) order by attnum)
+      from pg_attribute where attrelid = view.oid and attnum > 0)) as description
+  from pg_class as view
+  where view.relnamespace = to_regnamespace('tasklib')
+    and view.relname in (%(name)s::text, '_new_' || %(name)s::text)
+) as both_views
+"""
+_DROP: LiteralString = """
+select 'drop function ' || string_agg(oid::regprocedure::text, ', ')
+from pg_proc
+where pronamespace = to_regnamespace('tasklib') and obj_description(oid, 'pg_proc') = %s
+"""
 
 _SCHEMA: LiteralString = "\ncreate schema tasklib;\n"
 
@@ -87,11 +145,12 @@ def migrate(
 ) -> list[str]:
     """Apply pending migrations, then replace views, functions and grants, in one transaction.
 
-    Several callers at once wait for each other. While a table is locked by somebody else, it gives
-    way and tries again, so that a long transaction does not make the queue stand still.
+    Several callers at once wait for each other. While a transaction of somebody else holds a table
+    that a migration changes, it waits without keeping others from the queue.
 
     Args:
-        conninfo: The database, as a role that owns the schema or may create it.
+        conninfo: The database, as the role that owns the queue, a member of it, or one that may
+            create the schema.
         plan: Only tell what would be applied.
         sql: The folder with the files; the package's own by default.
         on_wait: Called with the reason, for people, when it has to wait for somebody else.
@@ -100,36 +159,27 @@ def migrate(
         The names of the migrations applied, oldest first; empty when the tables were current.
 
     Raises:
-        MigrationError: A released migration was changed, the database is ahead of this package, a
-            statement failed, a table stayed locked, or the queue is an extension of another
-            version. Nothing was changed then.
+        MigrationError: A released migration was changed, the database is ahead of this package, the
+            role does not own the queue, a statement failed, a table stayed in use, or the queue is
+            an extension of another version. Nothing was changed then.
         DatabaseUnavailable: There is no connection.
     """
     sql = sql or _sql.folder()
-    for attempt in range(1, ATTEMPTS + 1):
-        try:
-            with _connected(conninfo) as conn, conn.transaction():
+    try:
+        with _connected(conninfo) as conn:
+            with conn.transaction():
+                conn.execute(_BEGIN)
                 if _extension_is_current(conn, sql):
                     return []
                 if plan:
                     return _names(_pending(conn, sql))
-                return _apply(conn, sql, on_wait)
-        except psycopg.Error as error:
-            if not _is_passing(error):
-                raise _explained(error) from error
-            if attempt == ATTEMPTS:
-                raise MigrationError(
-                    f"gave up after {ATTEMPTS} attempts: {error.diag.message_primary}",
-                    hint="Find who holds the lock: select * from pg_stat_activity "
-                    "where xact_start < now() - interval '1 minute'.",
-                    sqlstate=error.sqlstate,
-                ) from error
-            on_wait(
-                f"waiting for a table that is in use ({error.diag.message_primary}), "
-                f"attempt {attempt} of {ATTEMPTS}"
-            )
-            time.sleep(random.uniform(0.1, 1.0))  # noqa: S311 - so that rivals do not move in step
-    raise AssertionError("unreachable")
+                _wait_for_turn(conn, on_wait)
+                is_superuser = _become_owner(conn)
+                names = _apply_patiently(conn, sql, on_wait, is_superuser=is_superuser)
+            _drop_left_over(conn)
+            return names
+    except psycopg.Error as error:
+        raise _explained(error) from error
 
 
 def pending(conninfo: str, *, sql: Path | None = None) -> list[str]:
@@ -202,30 +252,154 @@ def _extension_is_current(conn: Connection, sql: Path) -> bool:
     )
 
 
-def _apply(conn: Connection, sql: Path, on_wait: Callable[[str], None]) -> list[str]:
-    """Do all of it in the caller's transaction."""
-    conn.execute(_BEGIN)
+def _wait_for_turn(conn: Connection, on_wait: Callable[[str], None]) -> None:
     if not _exists(conn, _TRY_LOCK):
         on_wait("waiting for another migration of this database")
         conn.execute(_LOCK)
-    # Not before: it would cut the wait for another migration, too.
-    conn.execute(f"set local lock_timeout = '{LOCK_TIMEOUT}'")
+
+
+def _become_owner(conn: Connection) -> bool:
+    """Act as the role that owns the tables, and return whether the caller is a superuser.
+
+    Functions run with the rights of their owner: what somebody else made, they could not touch.
+
+    Raises:
+        MigrationError: The caller may not.
+    """
+    row = conn.execute(_OWNER).fetchone()
+    if row is None:
+        return False
+    owner, is_owner, is_member, is_superuser = row
+    if not is_owner:
+        if not is_member:
+            raise MigrationError(
+                f"the queue in this database belongs to the role {owner!r}",
+                hint=f"Migrate as {owner}, or as a member of it.",
+            )
+        conn.execute("select set_config('role', %s, true)", [owner])
+    return bool(is_superuser)
+
+
+def _apply_patiently(
+    conn: Connection, sql: Path, on_wait: Callable[[str], None], *, is_superuser: bool
+) -> list[str]:
+    """Try again while the reason is a passing one; nothing is held in between."""
+    deadline = time.monotonic() + PATIENCE_SECONDS
+    while True:
+        try:
+            with conn.transaction():
+                return _apply(conn, sql, deadline, on_wait, is_superuser=is_superuser)
+        except psycopg.Error as error:
+            if not _is_passing(error):
+                raise
+            told = error.diag.message_primary or error
+            if time.monotonic() > deadline:
+                raise MigrationError(
+                    f"gave up after {PATIENCE_SECONDS:.0f} s: {told}",
+                    hint="Find who holds the lock: select * from pg_stat_activity "
+                    "where xact_start < now() - interval '1 minute'.",
+                    sqlstate=error.sqlstate,
+                ) from error
+            on_wait(f"waiting for a table that is in use ({told})")
+        # So that clients get on in between, and rivals do not move in step.
+        time.sleep(random.uniform(0.5, 1.5))  # noqa: S311
+
+
+def _apply(
+    conn: Connection,
+    sql: Path,
+    deadline: float,
+    on_wait: Callable[[str], None],
+    *,
+    is_superuser: bool,
+) -> list[str]:
+    """Do all of it in the caller's transaction."""
+    pending = _pending(conn, sql)
+    touched = _table_locks.relations(conn, [script.text for script in pending])
+    is_locked = bool(touched.tables)
+    if is_locked:
+        _table_locks.wait_for_holders(conn, touched, deadline, on_wait)
+        _table_locks.lock(conn, touched)
+        # Everybody waits now. That bodies are well-formed was seen wherever this was installed.
+        conn.execute("set local check_function_bodies = off")
+    conn.execute(f"set local lock_timeout = '{LOCKED_TIMEOUT}'")
     # Asked first: `if not exists` wants the right to create schemas even when this one exists.
     if not _exists(conn, "select to_regnamespace('tasklib') is not null"):
         conn.execute(_SCHEMA)
         conn.execute(SCHEMA_COMMENT)
     if not _exists(conn, "select to_regclass('tasklib.migration') is not null"):
         conn.execute(RECORD)
-    pending = _pending(conn, sql)
     for script in pending:
         _run(conn, script)
         conn.execute(
             "insert into tasklib.migration (name, sha256) values (%s, %s)",
             (script.name, script.sha256),
         )
-    for script in _sql.behaviour(sql):
-        _run(conn, script)
+    _replace_behaviour(conn, sql, is_locked=is_locked, is_superuser=is_superuser)
     return _names(pending)
+
+
+def _replace_behaviour(conn: Connection, sql: Path, *, is_locked: bool, is_superuser: bool) -> None:
+    before = dict(conn.execute(_HELPERS).fetchall())
+    scripts = _sql.behaviour(sql)
+    for script in scripts:
+        is_view = script.name == "views"
+        if script.name != "grants" and (not is_view or is_locked or _changes_views(conn, script)):
+            _run(conn, script)
+    _label_left_over(conn, before)
+    if is_superuser:  # the owner may not be allowed to make roles
+        conn.execute("set local role none")
+    for script in scripts:
+        if script.name == "grants":
+            _run(conn, script)
+
+
+def _changes_views(conn: Connection, script: Script) -> bool:
+    """Tell whether the views are others than those of the script.
+
+    To replace a view waits for everybody who has read it in an open transaction.
+    """
+    names = sorted({name for _, name in _VIEWS.findall(script.text)})
+    _run(conn, Script(script.name, _VIEWS.sub(r"\1 tasklib._new_\2", script.text)))
+    is_same = all(_exists(conn, _SAME_VIEW, {"name": name}) for name in names)
+    if names:
+        made = ", ".join(f"tasklib._new_{name}" for name in names)
+        conn.execute(cast(LiteralString, f"drop view {made}"))
+    return not is_same
+
+
+def _label_left_over(conn: Connection, before: dict[int, str]) -> None:
+    """Mark the helpers that no file of this version has made anew, to be dropped afterwards."""
+    after = dict(conn.execute(_HELPERS).fetchall())
+    left = [oid for oid, version in after.items() if before.get(oid) == version]
+    for (statement,) in conn.execute(_LABELS, {"left": left, "label": LEFT_OVER}).fetchall():
+        conn.execute(statement)
+
+
+def _drop_left_over(conn: Connection) -> None:
+    """Drop the helpers of the old version when the calls that may be inside of it are over.
+
+    While one of those goes on, they stay: a later `migrate` finds them by their comments.
+    """
+    if not _exists(conn, _DROP, [LEFT_OVER]):
+        return
+    deadline = time.monotonic() + LINGER_SECONDS
+    time.sleep(0.2)  # until a call that had just begun can be seen by its locks
+    old = _table_locks.users(conn)
+    while old := old & _table_locks.users(conn):
+        if time.monotonic() > deadline:
+            return
+        time.sleep(0.2)
+    with conn.transaction():
+        conn.execute(_BEGIN)
+        if not _exists(conn, _TRY_LOCK):
+            return  # another migration does it
+        _become_owner(conn)
+        row = conn.execute(_DROP, [LEFT_OVER]).fetchone()
+        if row and row[0]:
+            # Something of the user's may depend on one; then they stay, and harm nobody.
+            with contextlib.suppress(errors.DependentObjectsStillExist):
+                conn.execute(row[0])
 
 
 def _pending(conn: Connection, sql: Path) -> list[Script]:
@@ -255,8 +429,10 @@ def _recorded(conn: Connection) -> dict[str, str]:
     return {str(name): str(sha256) for name, sha256 in rows}
 
 
-def _exists(conn: Connection, question: LiteralString) -> bool:
-    row = conn.execute(question).fetchone()
+def _exists(
+    conn: Connection, question: LiteralString, params: Sequence[object] | Mapping[str, object] = ()
+) -> bool:
+    row = conn.execute(question, params or None).fetchone()
     return bool(row and row[0])
 
 

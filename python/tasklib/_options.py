@@ -10,14 +10,18 @@ from pydantic import TypeAdapter, ValidationError
 
 from tasklib._arguments import json_object
 from tasklib.errors import InvalidArguments
-from tasklib.models import Backoff, Options
+from tasklib.models import NO_OPTIONS, Backoff, Options
 
 _OPTIONS = TypeAdapter(Options)
-_NAMES = tuple(asdict(Options()))
+_NAMES = tuple(asdict(NO_OPTIONS))
 
 
 def merged(below: Options, above: Options) -> Options:
     """Lay options over others: what is None above shows what is below."""
+    if above is NO_OPTIONS:
+        return below
+    if below is NO_OPTIONS:
+        return above
     given = {key: value for key in _NAMES if (value := getattr(above, key)) is not None}
     if not given:
         return below
@@ -32,6 +36,8 @@ def checked(label: str, options: Mapping[str, Any]) -> Options:
     Raises:
         InvalidArguments: One is unknown or wrong.
     """
+    if not options:
+        return NO_OPTIONS
     unknown = options.keys() - set(_NAMES)
     if unknown:
         raise InvalidArguments(

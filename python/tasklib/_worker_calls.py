@@ -166,7 +166,7 @@ def exchange(
     """
     params: dict[str, object] = {
         "worker_id": worker_id,
-        "queues": list(queues),
+        "queues": _array(queues),
         "max_tasks": max_tasks,
     }
     if ended is not None:
@@ -179,6 +179,12 @@ def exchange(
     return Call(
         "with " + finish + "," + (_AWAKE if idle is None else _IDLE) + _CLAIM, params, _exchanged
     )
+
+
+def _array(texts: Sequence[str]) -> str:
+    """Write a PostgreSQL array of texts; quotes and backslashes are all that ends a quoted one."""
+    quoted = (text.replace("\\", "\\\\").replace('"', '\\"') for text in texts)
+    return "{" + ",".join(f'"{text}"' for text in quoted) + "}"
 
 
 def _claimed(rows: Rows) -> Exchanged:
@@ -238,6 +244,11 @@ TICK: LiteralString = "select more from tasklib.tick()"
 CRASHED: LiteralString = (
     "select tasklib.deregister_worker(worker_id => %(worker_id)s::uuid, crashed => true)"
 )
+
+
+def heartbeat(worker_id: str) -> Call[None]:
+    """Renew a lease, which tells whether the registration is still one."""
+    return Call(HEARTBEAT, {"worker_id": worker_id}, lambda _rows: None)
 
 
 def tick() -> Call[Ticked | None]:

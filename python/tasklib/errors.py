@@ -107,6 +107,18 @@ class PermissionDenied(TaskLibError):
     """The database role may not do this (TL011, 42501)."""
 
 
+class NotAllowed(PermissionDenied):
+    """The rules for the role do not allow this queue or this name (TL012)."""
+
+
+class RoleLimitExceeded(LimitExceeded):
+    """The role may not ask for so much (TL013)."""
+
+
+class BacklogFull(TaskLibError):
+    """The role has too many unfinished tasks: enqueue again later (TL014)."""
+
+
 BY_SQLSTATE: dict[str, type[TaskLibError]] = {
     "TL001": InvalidArguments,
     "TL002": LimitExceeded,
@@ -119,6 +131,9 @@ BY_SQLSTATE: dict[str, type[TaskLibError]] = {
     "TL009": UniqueKeyHeld,
     "TL010": WrongIsolation,
     "TL011": PermissionDenied,
+    "TL012": NotAllowed,
+    "TL013": RoleLimitExceeded,
+    "TL014": BacklogFull,
     "42501": PermissionDenied,
     # What the server refuses before a function is entered: NUL bytes, broken text and JSON.
     "22021": InvalidArguments,

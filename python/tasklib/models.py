@@ -153,13 +153,16 @@ class Options:
     concurrency_key: str | None = None
 
 
+NO_OPTIONS = Options()
+
+
 @dataclass(frozen=True, slots=True)
 class NewTask:
     """One task on its way in, checked: its name, its arguments as JSON text, its options."""
 
     name: str
     kwargs: str
-    options: Options = Options()
+    options: Options = NO_OPTIONS
 
 
 class Claimed(NamedTuple):

@@ -28,7 +28,7 @@ from tasklib._functions import check_function, origin, task_name
 from tasklib._hooks import Around, Hook, as_hook
 from tasklib._options import checked, merged
 from tasklib.errors import ConfigurationError, InvalidArguments, TaskNotRegistered
-from tasklib.models import Backoff, NewTask, Options
+from tasklib.models import NO_OPTIONS, Backoff, NewTask, Options
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -112,7 +112,7 @@ class TaskFunction(Generic[P, R]):
         self.sensitive: list[str] | None = None
         self.is_async = inspect.iscoroutinefunction(func)
         self.arguments = Arguments(func, name, localns)
-        self._call = Options()
+        self._call = NO_OPTIONS
         self._connection: object | None = None
 
     def __call__(self, /, *args: P.args, **kwargs: P.kwargs) -> R:
@@ -293,7 +293,7 @@ class Registry:
                 raise InvalidArguments(
                     f"{task}: arguments of a task that is not registered here need names"
                 )
-            return NewTask(task, json_object(kwargs, task), call or Options())
+            return NewTask(task, json_object(kwargs, task), call or NO_OPTIONS)
         return self.resolve(task).new(args, kwargs, call)
 
     def queues(self) -> list[str]:

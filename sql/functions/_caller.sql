@@ -1,33 +1,37 @@
--- Inside a SECURITY DEFINER function current_user is the owner. Who called is the role that was set
--- last, or the login role.
-create or replace function tasklib._caller()
-  returns text
+-- Who calls is the role whose rights the server itself checks: the login role, the one that was set, or
+-- inside a SECURITY DEFINER function its owner. An entry function is told by its argument of type
+-- tasklib.caller, which cannot be forged (but a query without a row makes it null, which is nobody).
+
+-- Helpers run inside entry functions, so that current_user is the owner of the queue.
+create or replace function tasklib._is_admin(caller text)
+  returns boolean
   language plpgsql
   stable
   set search_path = pg_catalog, pg_temp
 as $$
 begin
-  return coalesce(nullif(current_setting('role', true), 'none'), session_user::text);
+  return coalesce(caller = current_user
+    or pg_has_role(to_regrole(quote_ident(_is_admin.caller)), to_regrole('tasklib_admin'), 'member')
+    or exists (select from pg_roles where rolname = _is_admin.caller and rolsuper), false);
 end;
 $$;
-comment on function tasklib._caller() is
-  'Internal. The role on whose behalf the running function was called.';
+comment on function tasklib._is_admin(text) is
+  'Internal. The caller is a member of tasklib_admin, the owner of the queue, or a superuser: sees every task, and no rule binds it.';
 
-create or replace function tasklib._caller_is(member_of text)
-  returns boolean
-  language sql
+create or replace function tasklib._covering(role text, given text[])
+  returns text[]
+  language plpgsql
   stable
   set search_path = pg_catalog, pg_temp
 as $$
-  select tasklib._caller() = current_user
-    or exists (
-      select
-      from pg_roles as granted, pg_roles as caller
-      where granted.rolname = _caller_is.member_of
-        and caller.rolname = tasklib._caller()
-        and pg_has_role(caller.oid, granted.oid, 'member')
-    )
-    or exists (select from pg_roles where rolname = tasklib._caller() and rolsuper)
+begin
+  return array(
+    select distinct asked.name
+    from unnest(given) as asked (name)
+    where asked.name in (_covering.role, 'public')
+      or pg_has_role(to_regrole(quote_ident(_covering.role)), to_regrole(quote_ident(asked.name)), 'member')
+        and not exists (select from pg_roles where rolname = _covering.role and rolsuper));
+end;
 $$;
-comment on function tasklib._caller_is(text) is
-  'Internal. The caller is a member of the role, the owner of the queue, or a superuser.';
+comment on function tasklib._covering(text, text[]) is
+  'Internal. Which of the given roles a role is, or is a member of; public is everybody. Superusers are members of nothing here.';

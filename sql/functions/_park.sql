@@ -173,9 +173,11 @@ begin
   v_priority := case when v_task.priority_given then v_task.priority
     else coalesce(v_type.priority, v_task.priority) end;
 
-  if v_queue <> v_task.queue and v_task.unique_key is not null and exists (
-    select from tasklib.unique_key where unique_key.queue = v_queue and unique_key.key = v_task.unique_key
-  ) then
+  if v_queue <> v_task.queue and (not tasklib._may_move(v_task, v_queue)
+    or v_task.unique_key is not null and exists (
+      select from tasklib.unique_key
+      where unique_key.queue = v_queue and unique_key.key = v_task.unique_key))
+  then
     v_queue := v_task.queue;
   end if;
   if (v_queue, v_priority) is distinct from (v_task.queue, v_task.priority::int) then

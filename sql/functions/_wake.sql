@@ -5,27 +5,6 @@
 -- notified_at has in its upper bits when such 50 ms began, and in its last 20 bits who notified since, two
 -- of them for each queue. Two queues may have the same ones, but hardly ever, and not the next time.
 
-create or replace function tasklib._may_notify(queue text, now timestamptz)
-  returns boolean
-  language plpgsql
-  volatile
-  set search_path = pg_catalog, pg_temp
-as $$
-declare
-  v_now bigint := tasklib._milliseconds(now);
-  v_last bigint;
-begin
-  if (select last_value from tasklib.asleep_until) <= v_now then
-    return false;
-  end if;
-  v_last := (select last_value from tasklib.notified_at);
-  return v_last >> 20 <= v_now - 50
-    or (~v_last) & tasklib._queue_bits(_may_notify.queue, v_last >> 20) <> 0;
-end;
-$$;
-comment on function tasklib._may_notify(text, timestamptz) is
-  'Internal. Some worker sleeps, and nobody has notified of this queue since it fell asleep or within 50 ms.';
-
 create or replace function tasklib._queue_bits(queue text, began bigint)
   returns bigint
   language plpgsql
@@ -41,22 +20,60 @@ $$;
 comment on function tasklib._queue_bits(text, bigint) is
   'Internal. Which two of the last 20 bits of notified_at are those of a queue.';
 
-create or replace function tasklib._wake(queue text, types bigint[], now timestamptz)
-  returns void
+-- Two are named, as the first may have died in its sleep. Any is as good as another: random, so that
+-- one which does not answer is not asked again and again.
+create or replace function tasklib._wake_some(queue text, types bigint[], now timestamptz)
+  returns boolean
+  language plpgsql
+  volatile
+  set search_path = pg_catalog, pg_temp
+as $$
+declare
+  v_now bigint := tasklib._milliseconds(now);
+  v_last bigint := coalesce(pg_sequence_last_value('tasklib.notified_at'), 0);
+  v_bits bigint;
+  v_names text;
+begin
+  if v_last >> 20 <= v_now - 50 then
+    v_last := v_now << 20;
+  end if;
+  v_bits := tasklib._queue_bits(_wake_some.queue, v_last >> 20);
+  if v_last & v_bits = v_bits then
+    return false;
+  end if;
+  select coalesce(string_agg(sleeper.id::text, ' '), '') into v_names
+  from (
+    select worker.id from tasklib.worker
+    where worker.asleep_until > _wake_some.now and worker.lost_at is null
+      and _wake_some.queue = any (worker.queues)
+      and (_wake_some.types && worker.types) is not false
+    order by random() limit 2
+  ) as sleeper
+  having not exists (
+    select from tasklib.queue as settings where settings.name = _wake_some.queue and not settings.notify);
+  if not found then
+    return false;
+  end if;
+  perform setval('tasklib.notified_at', v_last | v_bits), pg_notify('tasklib', v_names);
+  return true;
+end;
+$$;
+comment on function tasklib._wake_some(text, bigint[], timestamptz) is
+  'Internal. Sends a notification, unless one of the queue was sent within 50 ms and no worker fell asleep since; true when it did. It names up to two workers that have slept for long and know one of types (null: any); others that sleep look at any. Call it when some worker sleeps (_sleeps_at).';
+
+create or replace function tasklib._sleeps_at(at timestamptz)
+  returns boolean
   language plpgsql
   volatile
   set search_path = pg_catalog, pg_temp
 as $$
 begin
-  if tasklib._may_notify(queue, now) and not exists (
-    select from tasklib.queue as settings where settings.name = _wake.queue and not settings.notify)
-  then
-    perform tasklib._notify(queue, types, now);
-  end if;
+  return coalesce(pg_sequence_last_value('tasklib.asleep_until'), 0)
+    > tasklib._milliseconds(greatest(at, clock_timestamp()));
 end;
 $$;
-comment on function tasklib._wake(text, bigint[], timestamptz) is
-  'Internal. Notifies sleeping workers of tasks of these types in a queue, when there are any.';
+comment on function tasklib._sleeps_at(timestamptz) is
+  'Internal. Some worker sleeps now and means to sleep at that time.';
 
 create or replace function tasklib._wake_by(queue text, types bigint[], run_at timestamptz)
   returns void
@@ -65,8 +82,8 @@ create or replace function tasklib._wake_by(queue text, types bigint[], run_at t
   set search_path = pg_catalog, pg_temp
 as $$
 begin
-  if tasklib._milliseconds(run_at) < (select last_value from tasklib.asleep_until) then
-    perform tasklib._wake(queue, types, clock_timestamp());
+  if tasklib._sleeps_at(run_at) then
+    perform tasklib._wake_some(queue, types, clock_timestamp());
   end if;
 end;
 $$;
@@ -80,7 +97,6 @@ create or replace function tasklib._wake_for(specs tasklib.task_spec[], now time
   set search_path = pg_catalog, pg_temp
 as $$
 declare
-  v_asleep_until bigint := (select last_value from tasklib.asleep_until);
   v_new record;
 begin
   for v_new in
@@ -88,42 +104,12 @@ begin
       array_agg(distinct coalesce(type.type, tasklib._type_of(spec.name))) as types
     from unnest(specs) as spec
       left join tasklib.task_type as type on type.name = spec.name
-    where tasklib._milliseconds(
-        coalesce(spec.scheduled_at, _wake_for.now + coalesce(spec.delay, '0'))) < v_asleep_until
+    where tasklib._sleeps_at(coalesce(spec.scheduled_at, _wake_for.now + spec.delay, _wake_for.now))
     group by 1
   loop
-    perform tasklib._wake(v_new.queue, v_new.types, now);
+    perform tasklib._wake_some(v_new.queue, v_new.types, now);
   end loop;
 end;
 $$;
 comment on function tasklib._wake_for(tasklib.task_spec[], timestamptz) is
   'Internal. The same for tasks of several queues, of which some are for later.';
-
--- Two are named, as the first may have died in its sleep. Any is as good as another: random, so that
--- one which does not answer is not asked again and again.
-create or replace function tasklib._notify(queue text, types bigint[], now timestamptz)
-  returns void
-  language plpgsql
-  volatile
-  set search_path = pg_catalog, pg_temp
-as $$
-declare
-  v_now bigint := tasklib._milliseconds(now);
-  v_last bigint := (select last_value from tasklib.notified_at);
-begin
-  if v_last >> 20 <= v_now - 50 then
-    v_last := v_now << 20;
-  end if;
-  perform setval('tasklib.notified_at', v_last | tasklib._queue_bits(_notify.queue, v_last >> 20));
-  perform pg_notify('tasklib', coalesce((
-    select string_agg(sleeper.id::text, ' ') from (
-      select worker.id from tasklib.worker
-      where worker.asleep_until > _notify.now and worker.lost_at is null
-        and _notify.queue = any (worker.queues)
-        and (_notify.types && worker.types) is not false
-      order by random() limit 2
-    ) as sleeper), ''));
-end;
-$$;
-comment on function tasklib._notify(text, bigint[], timestamptz) is
-  'Internal. Sends a notification that names up to two workers which have slept for long and know one of types (null: any); others that sleep look at any.';

@@ -1,4 +1,4 @@
-create or replace function tasklib.cancel(id uuid)
+create or replace function tasklib.cancel(id uuid, caller tasklib.caller default current_user)
   returns text
   language plpgsql
   security definer
@@ -9,7 +9,7 @@ as $$
 declare
   v_row tasklib.ready;
 begin
-  perform tasklib._own_task(cancel.id);
+  perform tasklib._own_task(cancel.id, cancel.caller);
   loop
     if exists (select from tasklib.done where done.task_id = cancel.id) then
       return 'finished';
@@ -31,10 +31,10 @@ begin
   end loop;
 end;
 $$;
-comment on function tasklib.cancel(uuid) is
+comment on function tasklib.cancel(uuid, tasklib.caller) is
   'Cancel a task. cancelled: it was not running and never will be; requested: it runs, its worker will be told, a complete still wins and anything else ends as cancelled; finished: nothing to do. Errors: TL001, TL003 no such task, or one that another role enqueued.';
 
-create or replace function tasklib._own_task(id uuid)
+create or replace function tasklib._own_task(id uuid, caller text)
   returns tasklib.task
   language plpgsql
   stable
@@ -48,14 +48,14 @@ begin
       'Pass the id that enqueue returned.');
   end if;
   select task.* into v_task from tasklib.task where task.id = _own_task.id;
-  if not found or v_task.enqueued_by <> tasklib._caller() and not tasklib._caller_is('tasklib_admin') then
+  if not found or v_task.enqueued_by is distinct from caller and not tasklib._is_admin(caller) then
     perform tasklib._reject('TL003', 'no task ' || _own_task.id, null,
       'It was purged, never existed, or was enqueued by another role.');
   end if;
   return v_task;
 end;
 $$;
-comment on function tasklib._own_task(uuid) is
+comment on function tasklib._own_task(uuid, text) is
   'Internal. A task that the caller may read and change. Raises TL001 or TL003.';
 
 -- Taking a task out of its line may let another one with its concurrency key go: tick looks.

@@ -4,7 +4,8 @@
 create or replace function tasklib.claim(
   worker_id uuid,
   queues text[] default '{default}',
-  max_tasks int default 1
+  max_tasks int default 1,
+  caller tasklib.caller default current_user
 )
   returns setof tasklib.claimed
   language plpgsql
@@ -23,9 +24,10 @@ declare
   v_picked tasklib.ready[];
   v_now timestamptz;
 begin
-  perform tasklib._check_queues(claim.queues);
-  perform tasklib._check_max_tasks(claim.max_tasks);
-  v_worker := tasklib._registration(claim.worker_id, lock => true);
+  if (max_tasks between 1 and 10000 and cardinality(queues) = 1 and queues[1] is not null) is not true then
+    perform tasklib._check_queues(claim.queues), tasklib._check_max_tasks(claim.max_tasks);
+  end if;
+  v_worker := tasklib._registration(claim.worker_id, claim.caller, lock => true);
 
   v_picked := tasklib._take(v_worker, claim.queues, claim.max_tasks);
   if cardinality(v_picked) = 0 then
@@ -59,8 +61,8 @@ begin
       insert into tasklib.running (task_id, worker_id, started_at, deadline, lane, type, attempt,
         unique_until, key)
       select started.task_id, claim.worker_id, v_now,
-        v_now + make_interval(secs => started.timeout_seconds),
-        started.lane, started.type, started.attempt, started.unique_until, started.key
+        v_now + make_interval(secs => started.timeout_seconds), started.lane, started.type,
+        started.attempt, started.unique_until, started.key
       from started
     )
     select started.task_id, started.attempt, started.name, started.queue, started.kwargs,
@@ -71,14 +73,15 @@ begin
       started.created_at, v_now
     from started;
 
-  -- not before they run: housekeeping takes the gate of a task that is nowhere for one that was left
-  if cardinality(v_picked) < claim.max_tasks then
+  -- Not before they run: housekeeping takes the gate of a task that is nowhere for one that was left.
+  -- Not each time: a lone task on a quiet queue shall start soon.
+  if cardinality(v_picked) < claim.max_tasks and random() < 0.125 then
     perform tasklib._keep_house(look_again => false);
   end if;
 end;
 $$;
-comment on function tasklib.claim(uuid, text[], int) is
-  'Hand out up to max_tasks due tasks of names that the worker registered: by priority, then queue in the order given, then the order in which they became ready. Rows that other sessions hold are skipped. Each row is an attempt that must be ended by complete, fail, finish, release or snooze with (id, worker_id, attempt). Finding too little, it does some housekeeping first. Commit at once: until then nobody sees that the tasks run. Errors: TL001, TL007 the worker is not registered, TL011.';
+comment on function tasklib.claim(uuid, text[], int, tasklib.caller) is
+  'Hand out up to max_tasks due tasks of names that the worker registered: by priority, then queue in the order given, then the order in which they became ready. Rows that other sessions hold are skipped. Each row is an attempt that must be ended by complete, fail, finish, release or snooze with (id, worker_id, attempt). Finding too little, it does some housekeeping first. Commit at once: until then nobody sees that the tasks run. Errors: TL001, TL007 the worker is not registered, or not since the server was started, TL011, TL012 its role may not claim one of its names in one of the queues.';
 
 create or replace function tasklib._check_max_tasks(max_tasks int)
   returns void
@@ -103,15 +106,23 @@ create or replace function tasklib._take(worker tasklib.worker, queues text[], m
   set search_path = pg_catalog, pg_temp
 as $$
 declare
-  v_picked tasklib.ready[] := tasklib._pick(worker.types, queues, max_tasks);
+  v_picked tasklib.ready[] := array[]::tasklib.ready[];
 begin
-  if cardinality(v_picked) = 0 and tasklib._keep_house(look_again => true) then
-    v_picked := tasklib._pick(worker.types, queues, max_tasks);
+  if worker.restricted then
+    perform tasklib._check_claim(worker, queues);
   end if;
-  if cardinality(v_picked) = 0 then
-    return v_picked;
-  end if;
-  if cardinality(v_picked) = max_tasks or worker.asleep_until is not null then
+  for v_look in 1..2 loop
+    if cardinality(queues) > 1 then
+      v_picked := tasklib._pick(worker.types, queues, max_tasks);
+    elsif not exists (select from tasklib.queue where queue.name = queues[1] and queue.paused) then
+      v_picked := tasklib._pick_lanes(worker.types, tasklib._lane(queues[1], 1024),
+        tasklib._lane(queues[1], -3071), max_tasks);
+    end if;
+    exit when cardinality(v_picked) > 0 or v_look = 2 or not tasklib._keep_house(look_again => true);
+  end loop;
+  if cardinality(v_picked) > 0
+    and (cardinality(v_picked) = max_tasks or worker.asleep_until is not null)
+  then
     perform tasklib._rouse(worker, queues, cardinality(v_picked) = max_tasks);
   end if;
   return v_picked;
@@ -131,26 +142,21 @@ create or replace function tasklib._rouse(worker tasklib.worker, queues text[], 
 as $$
 declare
   v_now timestamptz := clock_timestamp();
-  v_was_asleep boolean := worker.asleep_until is not null;
   v_queue text;
 begin
-  if v_was_asleep then
+  if worker.asleep_until is not null then
     update tasklib.worker as sleeper set asleep_until = null where sleeper.id = _rouse.worker.id;
     -- it has answered the call: the next task is somebody else's
     perform setval('tasklib.notified_at', 0);
   end if;
-  if is_full and (select last_value from tasklib.asleep_until) > tasklib._milliseconds(v_now) then
-    select asked.name into v_queue
-    from unnest(queues) as asked (name)
-      left join tasklib.queue as settings on settings.name = asked.name
-    where coalesce(settings.notify and not settings.paused, true)
-      and (v_was_asleep or tasklib._may_notify(asked.name, v_now))
-      and tasklib._first_lane(tasklib._lane(asked.name, 1024), tasklib._lane(asked.name, -3071),
-        _rouse.worker.types) is not null
-    limit 1;
-    if found then
-      perform tasklib._notify(v_queue, _rouse.worker.types, v_now);
-    end if;
+  if is_full and tasklib._sleeps_at(v_now) then
+    foreach v_queue in array queues loop
+      exit when not exists (
+          select from tasklib.queue as settings where settings.name = v_queue and settings.paused)
+        and tasklib._first_lane(tasklib._lane(v_queue, 1024), tasklib._lane(v_queue, -3071),
+          _rouse.worker.types) is not null
+        and tasklib._wake_some(v_queue, _rouse.worker.types, v_now);
+    end loop;
   end if;
 end;
 $$;
@@ -164,7 +170,7 @@ create or replace function tasklib._check_queues(queues text[])
   set search_path = pg_catalog, pg_temp
 as $$
 begin
-  if queues is null or array_ndims(queues) is distinct from 1
+  if queues is null or array_ndims(queues) is distinct from 1 or array_lower(queues, 1) <> 1
     or cardinality(queues) not between 1 and 1000
     or array_position(queues, null) is not null
   then
@@ -194,14 +200,6 @@ declare
   v_best int;
   v_bound bigint;
 begin
-  if cardinality(queues) = 1 then
-    if exists (select from tasklib.queue where queue.name = queues[1] and queue.paused) then
-      return v_picked;
-    end if;
-    return tasklib._pick_lanes(types, tasklib._lane(queues[1], 1024), tasklib._lane(queues[1], -3071),
-      max_tasks);
-  end if;
-
   select array_agg(tasklib._lane(asked.name, 1024)), array_agg(tasklib._lane(asked.name, -3071))
     into v_next, v_last
   from (
@@ -237,7 +235,7 @@ begin
 end;
 $$;
 comment on function tasklib._pick(bigint[], text[], int) is
-  'Internal. Takes the best ready tasks of the queues out of ready, in the order in which they go.';
+  'Internal. Takes the best ready tasks of several queues out of ready, in the order in which they go.';
 
 -- One scan from mark to mark: below the low-water mark of a lane there is nothing, however many dead
 -- rows a held snapshot keeps there. ctid, because a join by key may flip to a plan that reads the

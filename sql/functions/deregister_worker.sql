@@ -1,4 +1,8 @@
-create or replace function tasklib.deregister_worker(worker_id uuid, crashed boolean default false)
+create or replace function tasklib.deregister_worker(
+  worker_id uuid,
+  crashed boolean default false,
+  caller tasklib.caller default current_user
+)
   returns int
   language plpgsql
   security definer
@@ -13,7 +17,12 @@ declare
 begin
   -- waits for an open claim of this worker, whose tasks must be given back too
   perform from tasklib.worker where worker.id = deregister_worker.worker_id for update;
-  perform tasklib._registration(deregister_worker.worker_id);
+  if not tasklib._is_admin(deregister_worker.caller)
+    or not exists (select from tasklib.worker
+      where worker.id = deregister_worker.worker_id and worker.lost_at is null)
+  then
+    perform tasklib._registration(deregister_worker.worker_id, deregister_worker.caller);
+  end if;
   update tasklib.worker
   set lost_at = clock_timestamp(), cleared_at = clock_timestamp(),
     crashed = deregister_worker.crashed is true
@@ -34,7 +43,7 @@ begin
   return v_count;
 end;
 $$;
-comment on function tasklib.deregister_worker(uuid, boolean) is
+comment on function tasklib.deregister_worker(uuid, boolean, tasklib.caller) is
   'End a worker''s registration. What it still holds is given back: released, or failed as crashed when a supervisor saw its process die. Returns how many tasks that were. Errors: TL007, TL011.';
 
 create or replace function tasklib._forget_any_name()

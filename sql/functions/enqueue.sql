@@ -12,7 +12,8 @@ create or replace function tasklib.enqueue(
   concurrency_key text default null,
   headers jsonb default null,
   unique_until text default 'finished',
-  backoff jsonb default null
+  backoff jsonb default null,
+  caller tasklib.caller default current_user
 )
   returns uuid
   language plpgsql
@@ -35,10 +36,11 @@ begin
   if enqueue.delay is null and enqueue.scheduled_at is null and enqueue.tags is null
     and enqueue.unique_key is null
   then
-    return tasklib._insert_task(v_spec);
+    return tasklib._insert_task(v_spec, enqueue.caller);
   end if;
 
-  select made.id, made.created into v_task from tasklib._insert_tasks(array[v_spec], false) as made;
+  select made.id, made.created into v_task
+  from tasklib._insert_tasks(array[v_spec], false, enqueue.caller) as made;
   if not v_task.created then
     raise notice 'task % holds unique_key %: nothing was enqueued', v_task.id,
       tasklib._shown(enqueue.unique_key);
@@ -47,13 +49,14 @@ begin
 end;
 $$;
 comment on function tasklib.enqueue(
-  text, jsonb, text, int, interval, timestamptz, int, float8, jsonb, text, text, jsonb, text, jsonb
+  text, jsonb, text, int, interval, timestamptz, int, float8, jsonb, text, text, jsonb, text, jsonb,
+  tasklib.caller
 ) is
-  'Insert one task in the caller''s transaction and return its id; the task exists when that transaction commits. An option left out (or null) is taken from the defaults that a worker registered for the name, when it is needed. When an unfinished task of the queue holds unique_key, nothing is inserted and its id is returned with a notice. Errors: TL001 invalid argument, TL002 limit exceeded.';
+  'Insert one task in the caller''s transaction and return its id; the task exists when that transaction commits. An option left out (or null) is taken from the defaults that a worker registered for the name, when it is needed. When an unfinished task of the queue holds unique_key, nothing is inserted and its id is returned with a notice. Errors: TL001 invalid argument, TL002 limit exceeded, TL012 a rule does not allow it, TL013 limit of the role, TL014 its backlog is full.';
 
 -- One task that can go at once: what nearly every call of enqueue is. It does what _insert_tasks does, in
 -- statements so plain that they take a third of the time; everything else goes there.
-create or replace function tasklib._insert_task(spec tasklib.task_spec)
+create or replace function tasklib._insert_task(spec tasklib.task_spec, caller text)
   returns uuid
   language plpgsql
   volatile
@@ -72,11 +75,13 @@ begin
   if tasklib._is_plain(spec) is not true then
     perform tasklib._check_spec(spec, null);
   end if;
-  select known.type, known.queue, known.priority, config.shard,
-    (select last_value from tasklib.asleep_until) as asleep_until,
+  select known.type, known.queue, known.priority, config.shard, config.enqueue_ruled,
     known.type is not null or exists (select from tasklib.task_type where task_type.type = 0) as is_known
     into v_known
   from tasklib.config left join tasklib.task_type as known on known.name = spec.name;
+  if v_known.enqueue_ruled then
+    perform tasklib._check_enqueue(array[spec], caller, false);
+  end if;
   v_id := tasklib._new_id(v_known.shard);
   v_queue := coalesce(spec.queue, v_known.queue, 'default');
   v_priority := coalesce(spec.priority, v_known.priority, 0);
@@ -85,7 +90,7 @@ begin
   insert into tasklib.task (id, type, created_at, timeout_seconds, priority, max_retries, queue_given,
     priority_given, name, queue, enqueued_by, kwargs, headers, backoff, concurrency_key)
   values (v_id, v_type, v_now, spec.timeout_seconds, v_priority, spec.max_retries,
-    spec.queue is not null, spec.priority is not null, spec.name, v_queue, tasklib._caller(),
+    spec.queue is not null, spec.priority is not null, spec.name, v_queue, caller,
     spec.kwargs, spec.headers, spec.backoff, spec.concurrency_key)
   returning task.ctid into v_place;
   v_key := tasklib._key(v_queue, spec.concurrency_key);
@@ -97,13 +102,13 @@ begin
     insert into tasklib.parked (type, task_id, attempt, key) values (v_type, v_id, 0, v_key);
   end if;
 
-  if v_known.asleep_until > tasklib._milliseconds(v_now) then
-    perform tasklib._wake(v_queue, array[v_type], v_now);
+  if pg_sequence_last_value('tasklib.asleep_until') > tasklib._milliseconds(v_now) then
+    perform tasklib._wake_some(v_queue, array[v_type], v_now);
   end if;
   return v_id;
 end;
 $$;
-comment on function tasklib._insert_task(tasklib.task_spec) is
+comment on function tasklib._insert_task(tasklib.task_spec, text) is
   'Internal. Checks and inserts one task without unique key, tags and time.';
 
 create or replace function tasklib._is_plain(spec tasklib.task_spec)
@@ -116,8 +121,12 @@ begin
   return spec.name !~ '[[:cntrl:]]'
     and octet_length(spec.name) between 1 and 128
     and jsonb_typeof(spec.kwargs) = 'object'
-    and octet_length(spec.kwargs::text) <= 1048576
-    and not jsonb_path_exists(spec.kwargs, 'strict $.**{65}')
+    and case
+      -- 64 levels of brackets and their names take more
+      when octet_length(spec.kwargs::text) <= 128 then true
+      else octet_length(spec.kwargs::text) <= 1048576
+        and not jsonb_path_exists(spec.kwargs, 'strict $.**{65}')
+    end
     and spec.unique_until = 'finished'
     and coalesce(spec.queue, spec.unique_key, spec.concurrency_key) is null
     and coalesce(spec.tags, spec.headers, spec.backoff) is null
@@ -132,7 +141,7 @@ comment on function tasklib._is_plain(tasklib.task_spec) is
 -- Any number of tasks of any kind. Rows are inserted in the order of specs: ids and positions ascend
 -- with it. The transaction id and the locks that show tick a writer are taken before the clock (for
 -- tasks of later) and before any position: the proof of the low-water marks (see _safe) rests on that.
-create or replace function tasklib._insert_tasks(specs tasklib.task_spec[], batch boolean)
+create or replace function tasklib._insert_tasks(specs tasklib.task_spec[], batch boolean, caller text)
   returns setof tasklib.enqueued
   language plpgsql
   volatile
@@ -140,10 +149,11 @@ create or replace function tasklib._insert_tasks(specs tasklib.task_spec[], batc
 as $$
 declare
   v_now timestamptz;
-  v_caller text := tasklib._caller();
   v_ids uuid[] := tasklib._new_ids(cardinality(specs));
   v_twins uuid[];
-  v_any_name boolean := exists (select from tasklib.task_type where task_type.type = 0);
+  v_any_name boolean;
+  v_ruled boolean;
+  v_has_key boolean;
   v_default_lane bigint := tasklib._lane('default', 0);
   v_not_ready boolean;
 begin
@@ -151,7 +161,14 @@ begin
   lock table tasklib.ready, tasklib.delayed in row exclusive mode;
   v_now := clock_timestamp();
 
-  if tasklib._check_specs(specs, batch) then
+  select config.enqueue_ruled, exists (select from tasklib.task_type where task_type.type = 0)
+    into v_ruled, v_any_name
+  from tasklib.config;
+  v_has_key := tasklib._check_specs(specs, batch);
+  if v_ruled then
+    perform tasklib._check_enqueue(specs, caller, batch);
+  end if;
+  if v_has_key then
     v_twins := tasklib._take_unique_keys(specs, v_ids);
   end if;
 
@@ -180,7 +197,7 @@ begin
       max_retries, queue_given, priority_given, name, queue, enqueued_by, kwargs, tags, headers,
       backoff, unique_key, concurrency_key, unique_until)
     select spec.id, spec.type, v_now, spec.run_at, spec.timeout_seconds, spec.priority,
-      spec.max_retries, spec.queue_given, spec.priority_given, spec.name, spec.queue, v_caller,
+      spec.max_retries, spec.queue_given, spec.priority_given, spec.name, spec.queue, caller,
       spec.kwargs, spec.tags, spec.headers, spec.backoff, spec.unique_key, spec.concurrency_key,
       spec.until
     from spec
@@ -204,7 +221,7 @@ begin
   if v_not_ready then
     perform tasklib._insert_rest(v_ids, v_now, v_any_name);
   end if;
-  if (select last_value from tasklib.asleep_until) > extract(epoch from v_now)::float8 * 1000 then
+  if tasklib._sleeps_at(v_now) then
     perform tasklib._wake_for(specs, v_now);
   end if;
   return query
@@ -212,7 +229,7 @@ begin
     from generate_series(1, cardinality(specs)) as n;
 end;
 $$;
-comment on function tasklib._insert_tasks(tasklib.task_spec[], boolean) is
+comment on function tasklib._insert_tasks(tasklib.task_spec[], boolean, text) is
   'Internal. Checks and inserts tasks, in order; one row each. batch: errors name the index.';
 
 -- Most tasks are a name and a few arguments: those need no further look. The others go through a loop,

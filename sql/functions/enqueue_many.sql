@@ -1,4 +1,4 @@
-create or replace function tasklib.enqueue_many(tasks jsonb)
+create or replace function tasklib.enqueue_many(tasks jsonb, caller tasklib.caller default current_user)
   returns setof tasklib.enqueued
   language plpgsql
   security definer
@@ -45,12 +45,13 @@ begin
     from jsonb_array_elements(tasks) as item);
 
   if cardinality(v_specs) > 0 then
-    return query select made.id, made.created from tasklib._insert_tasks(v_specs, true) as made;
+    return query
+      select made.id, made.created from tasklib._insert_tasks(v_specs, true, enqueue_many.caller) as made;
   end if;
 end;
 $$;
-comment on function tasklib.enqueue_many(jsonb) is
-  'Insert an array of tasks, each an object with the argument names of enqueue as keys (delay: seconds, or an interval as text; scheduled_at: a time as text). Returns one row each, in the order of the array, with created = false where another task holds the unique key. All or nothing: an error names the index of the element. At most 10000 a call. Errors: TL001 invalid argument, TL002 limit exceeded.';
+comment on function tasklib.enqueue_many(jsonb, tasklib.caller) is
+  'Insert an array of tasks, each an object with the argument names of enqueue as keys (delay: seconds, or an interval as text; scheduled_at: a time as text). Returns one row each, in the order of the array, with created = false where another task holds the unique key. All or nothing: an error names the index of the element. At most 10000 a call. Errors: TL001 invalid argument, TL002 limit exceeded, TL012 a rule does not allow it, TL013 limit of the role, TL014 its backlog is full.';
 
 -- The shape of one element: known keys, and values of the JSON type that can become the argument.
 create or replace function tasklib._check_element(element jsonb, index int)

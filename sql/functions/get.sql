@@ -1,4 +1,4 @@
-create or replace function tasklib.get(id uuid)
+create or replace function tasklib.get(id uuid, caller tasklib.caller default current_user)
   returns setof tasklib.tasks
   language plpgsql
   stable
@@ -13,8 +13,8 @@ begin
   return query
     select tasks.* from tasklib.tasks
     where tasks.id = get.id
-      and (tasks.enqueued_by = tasklib._caller() or tasklib._caller_is('tasklib_admin'));
+      and (tasks.enqueued_by = get.caller or tasklib._is_admin(get.caller));
 end;
 $$;
-comment on function tasklib.get(uuid) is
+comment on function tasklib.get(uuid, tasklib.caller) is
   'One task as the view tasks shows it; no row when there is none, or when another role enqueued it (tasklib_admin sees all).';

@@ -6,7 +6,8 @@ create or replace function tasklib.list(
   queue text default null,
   tags jsonb default null,
   max_rows int default 50,
-  before uuid default null
+  before uuid default null,
+  caller tasklib.caller default current_user
 )
   returns setof tasklib.tasks
   language plpgsql
@@ -22,8 +23,7 @@ create or replace function tasklib.list(
 as $$
 declare
   v_before uuid := coalesce(list.before, 'ffffffff-ffff-ffff-ffff-ffffffffffff');
-  v_all boolean := tasklib._caller_is('tasklib_admin');
-  v_caller text := tasklib._caller();
+  v_all boolean := tasklib._is_admin(list.caller);
   v_pair bigint;
   v_ids refcursor;
   v_id uuid;
@@ -85,7 +85,7 @@ begin
     exit when not found;
     select tasks.* into v_task from tasklib.tasks
     where tasks.id = v_id
-      and (v_all or tasks.enqueued_by = v_caller)
+      and (v_all or tasks.enqueued_by = list.caller)
       and (list.state is null or tasks.state = list.state)
       and (list.name is null or tasks.name = list.name)
       and (list.queue is null or tasks.queue = list.queue)
@@ -98,7 +98,7 @@ begin
   close v_ids;
 end;
 $$;
-comment on function tasklib.list(text, text, text, jsonb, int, uuid) is
+comment on function tasklib.list(text, text, text, jsonb, int, uuid, tasklib.caller) is
   'The newest tasks that match all that is given, newest first, at most max_rows (1 to 1000). tags: an object whose pairs the task has. before: the last id of the page before. A role sees what it enqueued, tasklib_admin all. Fast by state, by name and by tags however many tasks are finished; queue alone, or a rare combination, walks from the newest on. Errors: TL001.';
 
 create or replace function tasklib._check_list(state text, tags jsonb, max_rows int)

@@ -2,7 +2,8 @@ create or replace function tasklib.register_worker(
   name text default null,
   lease interval default interval '60 seconds',
   task_types jsonb default null,
-  info jsonb default null
+  info jsonb default null,
+  caller tasklib.caller default current_user
 )
   returns uuid
   language plpgsql
@@ -15,6 +16,7 @@ declare
   v_types bigint[];
   v_now timestamptz := clock_timestamp();
   v_id uuid;
+  v_ruled boolean;
 begin
   if register_worker.name is not null then
     perform tasklib._check_label('name', register_worker.name, 255);
@@ -24,20 +26,30 @@ begin
       null, 'Pass an interval from 1 second to 24 hours; the worker must send heartbeats well within it.');
   end if;
   perform tasklib._check_object('info', register_worker.info, 16384);
+  if caller is null then
+    perform tasklib._reject('TL001', 'caller is NULL', null, 'Leave it out.');
+  end if;
 
   v_types := tasklib._store_task_types(register_worker.task_types, v_now);
+  -- locked, so that a first rule waits and then finds this worker
+  select config.claim_ruled into v_ruled from tasklib.config for share;
+  if v_ruled then
+    perform tasklib._check_types(v_types, register_worker.task_types, register_worker.caller);
+  end if;
 
-  insert into tasklib.worker (registered_at, lease_until, lease, registered_by, name, types, info)
-  values (v_now, v_now + register_worker.lease, register_worker.lease, tasklib._caller(),
-    coalesce(register_worker.name, 'worker'), v_types, register_worker.info)
+  insert into tasklib.worker (id, registered_at, lease_until, lease, registered_by, restricted, name,
+    types, info)
+  values (tasklib._new_worker_id(), v_now, v_now + register_worker.lease, register_worker.lease,
+    register_worker.caller, v_ruled, coalesce(register_worker.name, 'worker'), v_types,
+    register_worker.info)
   returning worker.id into v_id;
 
   perform tasklib._unpark(1000, v_types);
   return v_id;
 end;
 $$;
-comment on function tasklib.register_worker(text, interval, jsonb, jsonb) is
-  'Begin one start of one worker process and return its id, never used again. task_types: an array of names, or of objects {"name", "queue", "priority", "max_retries", "timeout_seconds", "backoff", "max_crashes"} whose options become the defaults of the name for every producer (a plain name leaves stored defaults as they are); null: it takes tasks of any name. lease: how long its tasks stay its own after its last heartbeat. Call it in a transaction of its own. Errors: TL001, TL002.';
+comment on function tasklib.register_worker(text, interval, jsonb, jsonb, tasklib.caller) is
+  'Begin one start of one worker process and return its id, never used again. task_types: an array of names, or of objects {"name", "queue", "priority", "max_retries", "timeout_seconds", "backoff", "max_crashes"} whose options become the defaults of the name for every producer (a plain name leaves stored defaults as they are); null: it takes tasks of any name. lease: how long its tasks stay its own after its last heartbeat. Call it in a transaction of its own. Errors: TL001, TL002, TL012 its role may not claim a name, or not in the default queue that it gives it.';
 
 -- Sorted by name, so that two workers that start at once wait for each other instead of deadlocking.
 create or replace function tasklib._store_task_types(task_types jsonb, now timestamptz)

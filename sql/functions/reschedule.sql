@@ -3,7 +3,8 @@ create or replace function tasklib.reschedule(
   scheduled_at timestamptz default null,
   delay interval default null,
   priority int default null,
-  queue text default null
+  queue text default null,
+  caller tasklib.caller default current_user
 )
   returns text
   language plpgsql
@@ -13,7 +14,7 @@ create or replace function tasklib.reschedule(
   set enable_seqscan = off
 as $$
 declare
-  v_task tasklib.task := tasklib._own_task(reschedule.id);
+  v_task tasklib.task := tasklib._own_task(reschedule.id, reschedule.caller);
   v_was tasklib.delayed;
   v_row tasklib.ready;
   v_run_at timestamptz;
@@ -23,6 +24,8 @@ begin
   if reschedule.queue is not null then
     perform tasklib._check_label('queue', reschedule.queue, 128);
   end if;
+  perform tasklib._check_placing(v_task, reschedule.caller, reschedule.queue, reschedule.priority,
+    coalesce(reschedule.scheduled_at, clock_timestamp() + reschedule.delay));
 
   select delayed.* into v_was from tasklib.delayed where delayed.task_id = reschedule.id for update;
   v_row := tasklib._withdraw(reschedule.id);
@@ -49,8 +52,8 @@ begin
   return 'pending';
 end;
 $$;
-comment on function tasklib.reschedule(uuid, timestamptz, interval, int, text) is
-  'Change the time, the priority or the queue of a task that neither runs nor is finished; what is left out stays. A time in the past means now. Returns pending. Errors: TL001, TL003, TL008 for a running or finished task, TL009 when its unique key is taken in the new queue.';
+comment on function tasklib.reschedule(uuid, timestamptz, interval, int, text, tasklib.caller) is
+  'Change the time, the priority or the queue of a task that neither runs nor is finished; what is left out stays. A time in the past means now. Returns pending. Errors: TL001, TL003, TL008 for a running or finished task, TL009 when its unique key is taken in the new queue, TL012, TL013.';
 
 -- The only change a body ever sees. The unique key moves with the task.
 create or replace function tasklib._reroute(

@@ -1,4 +1,4 @@
-create or replace function tasklib.retry(id uuid)
+create or replace function tasklib.retry(id uuid, caller tasklib.caller default current_user)
   returns text
   language plpgsql
   security definer
@@ -12,7 +12,8 @@ declare
   v_row tasklib.ready;
 begin
   loop
-    v_task := tasklib._own_task(retry.id);
+    v_task := tasklib._own_task(retry.id, retry.caller);
+    perform tasklib._check_placing(v_task, retry.caller, is_new => true);
     select done.* into v_done from tasklib.done where done.task_id = retry.id for update;
     if v_done.state > 1 then
       perform tasklib._retake_unique_key(v_task);
@@ -41,8 +42,8 @@ begin
   end loop;
 end;
 $$;
-comment on function tasklib.retry(uuid) is
-  'Make a failed or cancelled task pending again under its id: its outcome goes, its failures stay, the attempt counter goes on, the retries start afresh. A task that waits for its retry becomes due now; any other pending one stays as it is. Returns pending. Errors: TL003, TL008 for a completed or running task, TL009 while another unfinished task holds its unique key.';
+comment on function tasklib.retry(uuid, tasklib.caller) is
+  'Make a failed or cancelled task pending again under its id: its outcome goes, its failures stay, the attempt counter goes on, the retries start afresh. A task that waits for its retry becomes due now; any other pending one stays as it is. Returns pending. Errors: TL003, TL008 for a completed or running task, TL009 while another unfinished task holds its unique key, TL012, TL014.';
 
 create or replace function tasklib._is_pending(id uuid)
   returns boolean
@@ -120,7 +121,7 @@ begin
     insert into tasklib.ready (task_id, lane, type, attempt, unique_until, key)
     values (task.id, v_lane, task.type, _place.attempt, task.unique_until,
       tasklib._key(task.queue, task.concurrency_key));
-    perform tasklib._wake(task.queue, array[task.type], clock_timestamp());
+    perform tasklib._wake_by(task.queue, array[task.type], clock_timestamp());
   else
     insert into tasklib.parked (type, task_id, attempt, unique_until, key)
     values (task.type, task.id, _place.attempt, task.unique_until,

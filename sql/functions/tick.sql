@@ -56,6 +56,7 @@ begin
   v_did.unparked := tasklib._unpark(max_rows);
   v_did.handed_over := tasklib._check_gates(max_rows);
   v_did.purged := tasklib._retain(max_rows);
+  perform tasklib._count_backlog(max_rows);
   if v_safe.pos is not null then
     perform tasklib._move_marks(v_safe.pos);
   end if;

@@ -33,6 +33,7 @@ class Peer:
         left: SQL that tells whether there are unfinished ones.
         single: SQL that enqueues one task, for pgbench.
         silence: SQL that switches notifications off.
+        polling: The command of a worker that listens to none, when it is not the same.
         occupy: SQL that adds %s tasks which sleep.
         worker: The command of a worker, when it is not ``program work``.
         env: Variables for all its processes.
@@ -50,6 +51,7 @@ class Peer:
     left: str = ""
     single: str = ""
     silence: str | None = None
+    polling: list[str] | None = None
     occupy: str = ""
     worker: list[str] = field(default_factory=list[str])
     env: Env = field(default_factory=dict[str, str])
@@ -124,6 +126,10 @@ select count(*) from tasklib.enqueue_many((
         silence="select tasklib.set_queue('default', notify => false)",
         occupy=loaded.format("bench.pause", '{"seconds": 0.5}'),
         worker=_tasklib_worker("tasklib_tasks", concurrency),
+        polling=[
+            *_tasklib_worker("tasklib_tasks", concurrency),
+            *("--no-listen", "--poll-interval", "0.05"),
+        ],
         prepare=migrate,
     )
     return _with_narrow(peer, worker=_python("tasklib_sql.py"))

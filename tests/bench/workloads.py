@@ -202,7 +202,8 @@ def idle(server: Server, peer: Peer, scale: Scale) -> Figures:
 def clients(server: Server, peer: Peer, scale: Scale, is_odd: bool) -> Figures:
     """Sixteen producers at once, one task a call, with notification and without.
 
-    The worker is busy with tasks that only sleep, or it runs what comes, idles and wakes.
+    The worker is busy with tasks that only sleep, or it runs what comes, idles and wakes. Without
+    notification it looks each 50 ms, or it would sleep on and leave the machine to the producers.
     """
     others = machine.Others([server.pid])
     if peer.silence is None:
@@ -218,6 +219,8 @@ def clients(server: Server, peer: Peer, scale: Scale, is_odd: bool) -> Figures:
 
 
 def _clients(server: Server, peer: Peer, scale: Scale, mode: str, notify: str) -> float:
+    if notify == "off" and peer.polling is not None:
+        peer = replace(peer, worker=peer.polling)
     with database_crew(server, peer, 1, scale.settle) as team:
         session = team.store.session(autocommit=True)
         if notify == "off":

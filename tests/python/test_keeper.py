@@ -8,6 +8,8 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Generator
+from contextlib import contextmanager
 from typing import Any
 
 import pytest
@@ -166,6 +168,55 @@ def test_signals_to_the_whole_terminal_do_not_end_the_keeper_first(
     assert not is_alive(keeper)
 
 
+@contextmanager
+def keeper_of(database: str, *orders: dict[str, object]) -> Generator[subprocess.Popen[bytes]]:
+    """Run a keeper alone, with this process as its worker."""
+    setup = {"conninfo": database, "lease_seconds": 2, "watchdog_seconds": 3600, "sql": SQL}
+    command = [sys.executable, "-P", str(PROGRAM)]
+    keeper = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+    assert keeper.stdin is not None
+    try:
+        lines = "".join(f"{json.dumps(order)}\n" for order in (setup, *orders))
+        keeper.stdin.write(lines.encode())
+        keeper.stdin.flush()
+        yield keeper
+    finally:
+        keeper.kill()
+        keeper.communicate()
+
+
+def test_housekeeping_is_done_while_the_worker_is_busy(database: str, conn: Any) -> None:
+    conn.execute("select tasklib.register_worker()")
+    conn.execute("select tasklib.enqueue('t', delay => '10 ms')")
+    with keeper_of(database, {"running": 1}):
+        wait_until(lambda: conn.execute("select from tasklib.ready").fetchall())
+
+
+def test_a_keeper_outlives_the_signals_that_its_worker_gets(database: str, conn: Any) -> None:
+    (worker_id,) = conn.execute("select tasklib.register_worker()").fetchone()
+    lease = "update tasklib.worker set lease_until = clock_timestamp()"
+    with keeper_of(database, {"renewed": str(worker_id)}) as keeper:
+        renewed = "select from tasklib.worker where lease_until > clock_timestamp()"
+        conn.execute(lease)
+        wait_until(lambda: conn.execute(renewed).fetchall())
+        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+            keeper.send_signal(number)
+        conn.execute(lease)
+        wait_until(lambda: conn.execute(renewed).fetchall())
+
+
+def test_what_a_dead_worker_left_running_is_killed(database: str) -> None:
+    left = subprocess.Popen(["sleep", "60"], start_new_session=True)
+    with keeper_of(database, {"group": left.pid}) as keeper:
+        assert keeper.stdin is not None
+        keeper.stdin.close()  # as when its worker has died
+        try:
+            assert left.wait(30) == -signal.SIGKILL
+        finally:
+            left.kill()
+        keeper.stdin = None
+
+
 def test_a_keeper_that_nobody_listens_to_goes_on(
     queue: SyncTaskQueue, database: str, conn: Any
 ) -> None:
@@ -176,19 +227,9 @@ def test_a_keeper_that_nobody_listens_to_goes_on(
     for (task_id,) in claimed.fetchall():
         conn.execute("select tasklib.cancel(%s)", [task_id])
 
-    lines: list[dict[str, object]] = [
-        {"conninfo": database, "lease_seconds": 2, "watchdog_seconds": 3600, "sql": SQL},
-        {"renewed": str(worker_id)},
-        {"running": 200},
-    ]
-    command = [sys.executable, "-P", str(PROGRAM)]
-    keeper = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
-    assert keeper.stdin is not None
-    assert keeper.stdout is not None
-    try:
+    with keeper_of(database, {"renewed": str(worker_id)}, {"running": 200}) as keeper:
+        assert keeper.stdout is not None
         fcntl.fcntl(keeper.stdout, fcntl.F_SETPIPE_SZ, 4096)
-        keeper.stdin.write("".join(f"{json.dumps(line)}\n" for line in lines).encode())
-        keeper.stdin.flush()
         time.sleep(5)
         query = "select lease_until > clock_timestamp() from tasklib.worker where id = %s"
         assert conn.execute(query, [worker_id]).fetchall() == [(True,)]
@@ -196,6 +237,3 @@ def test_a_keeper_that_nobody_listens_to_goes_on(
         os.set_blocking(keeper.stdout.fileno(), False)
         for line in os.read(keeper.stdout.fileno(), 65536).splitlines():
             assert json.loads(line)
-    finally:
-        keeper.kill()
-        keeper.communicate()

@@ -1,5 +1,7 @@
 """When a worker looks again, and how much it takes: without a clock."""
 
+import pytest
+
 from tasklib.worker.pace import MOST_AHEAD, Load, Pace
 
 
@@ -69,7 +71,7 @@ def test_a_sleeper_that_is_listed_comes_when_it_is_called_by_name_alone() -> Non
 def test_a_worker_that_found_something_comes_at_any_call() -> None:
     idler = Idler()
     idler.idle(30)
-    idler.pace.found_some(idler.now)
+    idler.pace.found_some(idler.now, 1)
 
     assert idler.pace.called(idler.now, by_name=False)
 
@@ -115,12 +117,37 @@ def test_a_worker_that_tasks_come_to_one_by_one_goes_to_sleep_with_each_outcome(
     assert not idler.pace.is_trickle
     idler.idle(3)
     idler.pace.called(idler.now, by_name=False)
-    idler.pace.found_some(idler.now)
+    idler.pace.found_some(idler.now, 1)
     assert idler.pace.is_trickle
 
     idler.pace.called(idler.now, by_name=False)
-    idler.pace.found_some(idler.now)
+    idler.pace.found_some(idler.now, 1)
     assert not idler.pace.is_trickle
+
+
+def test_tasks_that_pour_in_gather_for_a_moment() -> None:
+    pace = Pace()
+    pace.found_some(100.0, 20)
+    pace.found_some(100.002, 8)
+    pace.found_some(100.004, 8)
+    assert pace.gathers_until == pace.next_look == pytest.approx(100.014)
+
+    pace.found_some(100.014, 40)
+    assert pace.gathers_until == pytest.approx(100.024)
+
+
+def test_tasks_that_come_at_leisure_or_all_at_once_do_not_gather() -> None:
+    pace = Pace()
+    for millisecond in range(100):
+        pace.found_some(100 + millisecond / 1000, 1)
+    pace.found_some(101.0, 2)
+    pace.found_some(101.01, 5)
+    pace.found_enough(101.02)
+    pace.found_some(101.021, 300)
+    pace.found_nothing(101.03, None, is_listed=False)
+    pace.found_some(101.031, 300)
+
+    assert pace.gathers_until < 100
 
 
 def test_a_sleeper_wakes_for_the_next_task_that_is_due() -> None:

@@ -432,6 +432,24 @@ async def test_what_a_task_leaves_running_ends_with_its_child(
 # ---- crashes -------------------------------------------------------------------------------------
 
 
+async def test_a_task_that_cleans_up_is_held_until_its_child_has_ended(
+    aqueue: TaskQueue, start: Start, note: Path, conn: Any
+) -> None:
+    worker = start(shutdown_timeout_seconds=0.1, kill_grace_seconds=8)
+    await aqueue.enqueue(app.clean_up, path=note, seconds=2.5)
+    await pids(note)
+    stopping = asyncio.create_task(worker.stop())
+    seen: list[str] = []
+    while not note.with_suffix(".clean").exists():
+        seen += [state for (state,) in conn.execute("select state from tasklib.tasks")]
+        await asyncio.sleep(0.05)
+    await stopping
+
+    # At the last look the child may have been through.
+    assert set(seen[:-1]) == {"running"}
+    assert worker.stats.released == 1
+
+
 @pytest.mark.parametrize(
     ("how", "what"),
     [

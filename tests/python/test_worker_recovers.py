@@ -1,11 +1,13 @@
 """What a worker does when an answer is lost, its registration ends, or a pooler is in between."""
 
 import asyncio
+import contextlib
 import logging
 import os
 import socket
 from collections.abc import Callable
-from typing import Any
+from typing import Any, cast
+from uuid import UUID, uuid4
 
 import pytest
 
@@ -13,7 +15,14 @@ import tasklib
 from tasklib import DatabaseUnavailable, TaskQueue, TaskWorker, _calls, _connections
 from tasklib._calls import Call
 from tasklib._worker_calls import Exchanged
+from tasklib.models import Claimed
+from tasklib.worker import link as link_module
+from tasklib.worker import shift
+from tasklib.worker.board import Board
+from tasklib.worker.context import Run
+from tasklib.worker.finish import Finisher, WorkerStats
 from tasklib.worker.link import Link
+from tasklib.worker.outcome import completed
 
 Start = Callable[..., TaskWorker]
 
@@ -107,6 +116,163 @@ async def test_a_worker_whose_registration_ended_begins_a_new_one(
     assert result is not None
     assert result.value == 2
     assert "the registration ended" in caplog.text
+
+
+async def test_what_runs_is_kept_when_a_claim_is_lost(
+    aqueue: TaskQueue, running: Start, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    started = asyncio.Event()
+
+    @aqueue.task
+    async def slow() -> int:
+        started.set()
+        await asyncio.sleep(2)
+        return tasklib.current_task().attempt
+
+    @aqueue.task
+    async def quick() -> int:
+        return tasklib.current_task().attempt
+
+    running(concurrency=2)
+    kept = await aqueue.enqueue(slow)
+    async with asyncio.timeout(10):
+        await started.wait()
+    lost = lose_one_answer(monkeypatch, "claimed")
+    other = await aqueue.enqueue(quick)
+    results = [await aqueue.get_result(task_id, timeout=20) for task_id in (kept, other)]
+
+    assert len(lost) == 1
+    assert [result and result.value for result in results] == [1, 2]
+
+
+def test_outcomes_of_two_registrations_are_sent_apart() -> None:
+    claimed = Claimed(str(uuid4()), 1, "t", "default", "{}", 0, 3, None, None, None)
+    finisher = Finisher(cast("Any", None), Board(), WorkerStats())
+    runs = [Run(claimed, worker_id) for worker_id in ("first", "first", "second", "first")]
+    for run in runs:
+        finisher.add(run, completed("null"))
+
+    batches = [[run.worker_id for run, _ in finisher.take()] for _ in range(3)]
+    assert batches == [["first", "first"], ["second"], ["first"]]
+
+
+async def test_what_has_ended_is_told_by_a_worker_that_leaves_at_once(
+    aqueue: TaskQueue, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run, stuck = Link.run, asyncio.Event()
+
+    async def hang(self: Link, call: Call[Any]) -> Any:
+        if "outcomes" in call.params and not stuck.is_set():
+            stuck.set()
+            await asyncio.sleep(60)
+        return await run(self, call)
+
+    monkeypatch.setattr(Link, "run", hang)
+
+    @aqueue.task
+    async def work() -> None: ...
+
+    task_id = await aqueue.enqueue(work)
+    working = asyncio.create_task(aqueue.worker(handle_signals=False).run())
+    async with asyncio.timeout(20):
+        await stuck.wait()
+        working.cancel()
+        with contextlib.suppress(asyncio.CancelledError):
+            await working
+
+    task = await aqueue.get_task(task_id)
+    assert task is not None
+    assert (task.state, task.attempt) == ("completed", 1)
+
+
+async def test_what_arrives_after_the_stop_is_given_back(
+    aqueue: TaskQueue, running: Start, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run, arrived, goes_on = Link.run, asyncio.Event(), asyncio.Event()
+    ran: list[int] = []
+
+    async def hold(self: Link, call: Call[Any]) -> Any:
+        answer = await run(self, call)
+        if isinstance(answer, Exchanged) and answer.claimed:
+            arrived.set()
+            await goes_on.wait()
+        return answer
+
+    monkeypatch.setattr(Link, "run", hold)
+
+    @aqueue.task
+    async def work() -> None:
+        ran.append(1)
+
+    worker = running()
+    task_id = await aqueue.enqueue(work)
+    async with asyncio.timeout(20):
+        await arrived.wait()
+        stopping = asyncio.create_task(worker.stop())
+        await asyncio.sleep(0.1)
+        goes_on.set()
+        await stopping
+
+    task = await aqueue.get_task(task_id)
+    assert task is not None
+    assert (task.state, task.attempt, task.retry_count, ran) == ("pending", 1, 0, [])
+
+
+async def behind_a_slow_task(aqueue: TaskQueue, running: Start) -> tuple[UUID, UUID, list[int]]:
+    """Let a worker claim a task ahead and then wait; return both, and where the second notes."""
+    ran: list[int] = []
+    started = asyncio.Event()
+
+    @aqueue.task
+    async def quick() -> None: ...
+
+    @aqueue.task
+    async def slow() -> None:
+        started.set()
+        await asyncio.sleep(4)
+
+    @aqueue.task
+    async def second() -> None:
+        ran.append(1)
+
+    # Quick ones first, or nothing is claimed ahead.
+    await aqueue.enqueue_many([(quick, {})] * 50)
+    running(concurrency=1)
+    async with asyncio.timeout(20):
+        while await aqueue.list_tasks(state="pending"):
+            await asyncio.sleep(0.01)
+        in_front, behind = await aqueue.enqueue_many([(slow, {}), (second, {})])
+        await started.wait()
+    task = await aqueue.get_task(behind)
+    assert task is not None
+    assert task.is_running
+    return in_front, behind, ran
+
+
+async def test_what_waits_behind_a_slow_task_is_given_back(
+    aqueue: TaskQueue, running: Start
+) -> None:
+    in_front, behind, ran = await behind_a_slow_task(aqueue, running)
+    async with asyncio.timeout(20):
+        while (await aqueue.get_task(behind)).is_running:  # pyright: ignore
+            await asyncio.sleep(0.05)
+    slow = await aqueue.get_task(in_front)
+
+    assert slow is not None
+    assert slow.is_running
+    assert ran == []
+
+
+async def test_a_task_that_is_cancelled_before_it_begins_is_not_run(
+    aqueue: TaskQueue, running: Start, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(shift, "AHEAD_SECONDS", 60.0)
+    _, behind, ran = await behind_a_slow_task(aqueue, running)
+    assert await aqueue.cancel_task(behind) == "requested"
+    result = await aqueue.get_result(behind, timeout=20)
+
+    assert result is not None
+    assert (result.state, ran) == ("cancelled", [])
 
 
 @pytest.fixture
@@ -213,7 +379,7 @@ async def test_a_connection_that_broke_leaves_nobody_elses_alone(
     await link.listen()
     session = await link.run(_calls.backend_pid())
     with link.hearing():
-        number = link._connection.fileno()  # pyright: ignore
+        number = link._session.pgconn.socket  # pyright: ignore
         conn.execute("select pg_terminate_backend(%s)", [session])
         async with asyncio.timeout(10):
             await broke.wait()
@@ -246,3 +412,16 @@ async def test_a_draining_worker_looks_again_after_an_answer_was_lost(
         stored = await aqueue.get_task(task_id)
         assert stored is not None
         assert stored.is_completed
+
+
+async def test_a_connection_that_does_not_answer_is_replaced(
+    config: tasklib.Config, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(link_module, "CALL_SECONDS", 2.0)
+    link = Link(config, "test link")
+    first = await link.run(_calls.backend_pid())
+    with pytest.raises(DatabaseUnavailable):
+        await link.run(Call("select pg_sleep(60)", {}, lambda _: None))
+
+    assert await link.run(_calls.backend_pid()) != first
+    link.drop()

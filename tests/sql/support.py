@@ -14,11 +14,20 @@ from psycopg import Connection
 from psycopg.rows import namedtuple_row
 from psycopg.types.json import Jsonb
 
+import pgbouncer
+
 TABLES = (
     *("task", "ready", "delayed", "waiting", "parked", "running", "done", "failure", "allowance"),
     *("progress", "tag", "cancel_request", "unique_key", "gate", "gate_check", "worker"),
     *("task_type", "queue", "mark", "time_mark", "horizon", "config"),
+    *("rule", "role_limit", "backlog", "backlog_round"),
 )
+# A pooler says made-up process ids: then it is any session of the test's database.
+BLOCKED = """
+select coalesce(bool_or(cardinality(pg_blocking_pids(pid)) > 0), false) from pg_locks
+where pid = %(pid)s or %(pooled)s
+  and database = (select oid from pg_database where datname = current_database())
+"""
 
 
 def run(conn: Connection[Any], text: str, *arguments: object, **named: object) -> list[Any]:
@@ -200,7 +209,7 @@ def transaction(conn: Connection[Any], *, commit: bool = True) -> Generator[Conn
 def blocked(watcher: Connection[Any], conn: Connection[Any]) -> None:
     """Return when a session waits for a lock."""
     for _ in range(500):
-        if one(watcher, "select cardinality(pg_blocking_pids(%s)) > 0", conn.info.backend_pid):
+        if one(watcher, BLOCKED, pid=conn.info.backend_pid, pooled=pgbouncer.is_wanted()):
             return
         time.sleep(0.01)
     raise AssertionError("the session does not wait")
@@ -211,6 +220,26 @@ def in_background(work: Callable[[], Any]) -> Generator[Future[Any]]:
     """Run something that waits for what the block does."""
     with ThreadPoolExecutor(1) as pool:
         yield pool.submit(work)
+
+
+@contextmanager
+def acting_as(conn: Connection[Any], role: str) -> Generator[Connection[Any]]:
+    """Set the role of a session for the block."""
+    run(conn, f"set role {role}")
+    try:
+        yield conn
+    finally:
+        run(conn, "reset role")
+
+
+@contextmanager
+def logged_in_as(conn: Connection[Any], role: str) -> Generator[Connection[Any]]:
+    """Make a superuser's session that of another role for the block, as if it had logged in."""
+    run(conn, f"set session authorization {role}")
+    try:
+        yield conn
+    finally:
+        run(conn, "reset session authorization")
 
 
 def fingerprint(conn: Connection[Any], tables: Sequence[str] = TABLES) -> dict[str, str]:

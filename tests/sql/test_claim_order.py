@@ -17,6 +17,7 @@ from sql.support import (
     rows,
     run,
     tick,
+    transaction,
 )
 
 
@@ -34,6 +35,13 @@ def test_first_in_first_out(conn, worker):
         enqueue(conn, name)
 
     assert names(claim(conn, worker, 3)) == ["c", "a", "b"]
+
+
+def test_first_in_first_out_between_sessions(conn, make_conn, worker):
+    other = make_conn()
+    ids = [enqueue(session) for session in (conn, other, conn, other)]
+
+    assert [h.id for h in claim(conn, worker, 4)] == ids
 
 
 def test_priority_goes_first_and_ties_in_order(conn, worker):
@@ -148,6 +156,17 @@ def test_a_claim_that_found_too_little_keeps_house_for_the_next_one(conn, worker
     assert names(claim(conn, worker, 10)) == ["high"]
 
 
+def test_a_claim_leaves_the_house_to_who_keeps_it(conn, make_conn, worker):
+    other = make_conn()
+    enqueue(conn, delay="1 second")
+    advance(conn, "3 seconds")
+    with transaction(other):
+        run(other, "select from tasklib.housekeeping for update")
+        assert claim(conn, worker) == []
+
+    assert len(claim(conn, worker)) == 1
+
+
 def test_a_released_task_goes_behind_those_that_are_ready(conn, worker):
     first, second = enqueue(conn), enqueue(conn)
     held = claim_one(conn, worker)
@@ -160,6 +179,21 @@ def test_a_claim_takes_no_more_than_it_asked_for(conn, worker):
     enqueue_many(conn, *[{"name": "t", "priority": n % 3} for n in range(30)])
 
     assert [len(claim(conn, worker, n)) for n in (1, 7, 100)] == [1, 7, 22]
+
+
+def test_a_claim_of_many_queues_takes_no_more_than_it_asked_for(conn, worker):
+    enqueue_many(conn, *[{"name": "t", "queue": queue} for queue in "aaabbb"])
+
+    assert len(claim(conn, worker, 4, ["a", "b"])) == 4
+
+
+def test_a_body_that_has_moved_is_found(conn, worker):
+    gone, *ids = (enqueue(conn, name) for name in "abc")
+    finish(conn, worker, [claim_one(conn, worker)])
+    run(conn, "delete from tasklib.task where id = %s", gone)
+    run(conn, "vacuum full tasklib.task")
+
+    assert [(h.id, h.name) for h in claim(conn, worker, 5)] == list(zip(ids, "bc", strict=True))
 
 
 def test_rows_that_another_session_holds_are_skipped(conn, make_conn, worker):

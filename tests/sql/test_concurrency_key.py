@@ -137,6 +137,20 @@ def test_a_newcomer_does_not_overtake_who_waits(conn, worker):
     assert drain(conn, worker) == [second, newcomer]
 
 
+def test_a_newcomer_does_not_overtake_at_an_open_gate(conn, make_conn, worker):
+    other = make_conn()
+    _first, second = line(conn, 2)
+    held = claim_one(conn, worker)
+    claim(conn, worker)
+    with transaction(other, commit=False):
+        # whose lock on the second keeps the gate from being handed to it
+        call(other, "cancel", id=second)
+        complete(conn, worker, held)
+    newcomer = enqueue(conn, concurrency_key="k")
+
+    assert drain(conn, worker) == [second, newcomer]
+
+
 def test_the_next_is_ready_when_the_first_waiting_is_cancelled(conn, worker):
     _first, second, third = line(conn, 3)
     held = claim_one(conn, worker)
@@ -265,6 +279,31 @@ def test_a_gate_that_another_transaction_has_locked_is_healed_by_tick(conn, make
 
     assert drain(conn, worker) == [second, third]
     assert sweep(conn) == 0
+
+
+def test_a_task_that_found_its_gate_locked_is_not_forgotten(conn, make_conn, worker):
+    other = make_conn()
+    _first, second = line(conn, 2)
+    held = claim_one(conn, worker)
+    with transaction(other):
+        complete(other, worker, held)
+        assert claim(conn, worker) == []
+    tick(conn)
+
+    assert claim_one(conn, worker).id == second
+    assert sweep(conn) == 0
+
+
+def test_a_gate_that_was_handed_over_is_not_handed_over_again(conn, worker):
+    _first, second, _third = line(conn, 3)
+    held = claim_one(conn, worker)
+    claim(conn, worker)
+    complete(conn, worker, held)
+    # another session found the gate locked a moment ago
+    run(conn, "insert into tasklib.gate_check (key) select key from tasklib.gate")
+    tick(conn)
+
+    assert [h.id for h in claim(conn, worker, 10)] == [second]
 
 
 def test_finishing_does_not_wait_for_a_gate(conn, make_conn, worker):

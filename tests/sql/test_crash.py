@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import psycopg
 import pytest
 
 from sql.support import (
     advance,
+    blocked,
     call,
     claim,
     claim_one,
@@ -15,6 +17,7 @@ from sql.support import (
     enqueue_many,
     finish,
     gap,
+    in_background,
     one,
     refused,
     register,
@@ -26,6 +29,8 @@ from sql.support import (
     tick,
     tick_through,
 )
+from tasklib import embedded
+from tasklib._migrate import migrate
 
 
 def test_a_task_of_a_silent_worker_comes_back(conn):
@@ -75,6 +80,19 @@ def test_a_task_that_kills_its_workers_fails_for_good(conn, max_crashes):
     seen = task(conn, task_id)
     assert (seen.state, seen.next_retry_at) == ("failed", None)
     assert {row.cause for row in run(conn, "select cause from tasklib.failures")} == {"crashed"}
+
+
+def test_a_task_that_silences_its_workers_fails_for_good(conn):
+    task_id = enqueue(conn, max_retries=1000)
+    for n in range(1, 4):
+        assert claim_one(conn, register(conn)).attempt == n
+        run(conn, "update tasklib.worker set lease_until = clock_timestamp() - interval '1 second'")
+        tick(conn)
+        due(conn)
+
+    seen = task(conn, task_id)
+    assert (seen.state, seen.next_retry_at) == ("failed", None)
+    assert {row.cause for row in run(conn, "select cause from tasklib.failures")} == {"lost"}
 
 
 def test_a_queue_can_say_how_many_crashes(conn):
@@ -154,6 +172,21 @@ def test_a_gap_in_which_nobody_ticked_gives_every_worker_a_lease_of_grace(conn):
     complete(conn, worker, held)
 
 
+def test_a_gap_as_long_as_half_a_lease_is_one_also_when_the_server_runs_for_long(conn):
+    # younger, it would pass for one that was just started
+    run(
+        conn,
+        "select pg_sleep(extract(epoch from"
+        " pg_postmaster_start_time() + interval '35 seconds' - clock_timestamp()))",
+    )
+    worker = register(conn, lease="10 seconds")
+    tick(conn)
+    gap(conn, "31 seconds")
+
+    assert tick(conn) is not None
+    rows(conn, "heartbeat", worker_id=worker)
+
+
 def test_grace_is_given_once_and_not_at_every_gap(conn):
     worker, slow = register(conn), register(conn, lease="24 hours")
     task_id = enqueue(conn)
@@ -174,6 +207,49 @@ def test_a_heartbeat_after_a_gap_earns_the_next_grace(conn):
         gap(conn, "10 minutes")
         assert tick(conn).reclaimed == 0
         rows(conn, "heartbeat", worker_id=worker)
+
+
+def test_a_worker_is_not_taken_for_dead_by_its_own_claim(conn):
+    worker = register(conn)
+    tick(conn)
+    gap(conn, "2 minutes")
+    tick(conn)  # its one grace
+    task_id = enqueue(conn, delay="1 minute")
+    gap(conn, "3 minutes")
+
+    held = claim_one(conn, worker)
+    assert held.id == task_id
+    complete(conn, worker, held)
+    assert sweep(conn) == 0
+
+
+def test_a_worker_is_not_taken_for_dead_by_going_to_sleep(conn):
+    worker = register(conn)
+    tick(conn)
+    gap(conn, "2 minutes")
+    tick(conn)
+    gap(conn, "3 minutes")
+
+    for for_long in (True, False):
+        call(conn, "idle", worker_id=worker, for_long=for_long)
+    call(conn, "deregister_worker", worker_id=worker)
+
+
+def test_a_restart_of_the_server_gives_every_worker_a_lease_of_grace():
+    server = embedded.temporary()
+    with server as url:
+        migrate(url)
+        with psycopg.connect(url, autocommit=True) as conn:
+            worker = register(conn)
+            enqueue(conn)
+            held = claim_one(conn, worker)
+            tick(conn)
+            run(conn, "update tasklib.worker set lease_until = clock_timestamp()")
+        server.shutdown()
+        server.start()
+        with psycopg.connect(url, autocommit=True) as conn:
+            assert tick(conn).reclaimed == 0
+            complete(conn, worker, held)
 
 
 def test_a_claim_reaps_when_nobody_else_ticks(conn):
@@ -213,6 +289,37 @@ def test_a_finish_that_is_under_way_wins_over_the_reaper(conn, make_conn):
 
     assert state(conn, held.id) == "completed"
     assert sweep(conn) == 0
+
+
+def test_a_finish_that_is_rolled_back_leaves_the_task_to_the_reaper(conn, make_conn):
+    other, worker = make_conn(), register(conn)
+    enqueue(conn)
+    held = claim_one(conn, worker)
+    run(conn, "update tasklib.worker set lease_until = clock_timestamp() - interval '1 second'")
+    run(other, "begin")
+    complete(other, worker, held)
+    assert tick(conn).reclaimed == 0
+    run(other, "rollback")
+
+    assert tick(conn).reclaimed == 1
+    assert state(conn, held.id) == "failed"
+    assert sweep(conn) == 0
+
+
+def test_a_heartbeat_that_meets_the_reaper_is_told_so(conn, make_conn):
+    other, worker = make_conn(), register(conn)
+    run(conn, "update tasklib.worker set lease_until = clock_timestamp() - interval '1 second'")
+    run(conn, "begin")
+    tick(conn)
+
+    def late_heartbeat():
+        with refused("TL007"):
+            rows(other, "heartbeat", worker_id=worker)
+
+    with in_background(late_heartbeat) as refusal:
+        blocked(conn, other)
+        run(conn, "commit")
+        refusal.result(5)
 
 
 def test_dead_workers_are_forgotten_after_a_day(conn):

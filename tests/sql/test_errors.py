@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from contextlib import nullcontext
 from uuid import uuid4
 
 import psycopg
@@ -10,10 +11,13 @@ import pytest
 
 from sql.support import (
     call,
+    claim,
     claim_one,
+    complete,
     enqueue,
     enqueue_many,
     fingerprint,
+    finish,
     one,
     refused,
     register,
@@ -105,6 +109,57 @@ def test_enqueue_takes_what_is_just_allowed(conn):
         task_id = enqueue(conn, **{"name": "t", **options})
 
         assert one(conn, "select count(*) from tasklib.get(%s)", task_id) == 1
+
+
+def of_bytes(size):
+    """Return a JSON object that is so many bytes long as the database writes it."""
+    return json.dumps({"a": "x" * (size - len('{"a": ""}'))})
+
+
+def nested(levels):
+    return '{"a":' + "[" * levels + "]" * levels + "}"
+
+
+# Bytes that are just allowed, and one more; with and without what makes enqueue look twice.
+LIMITS = [
+    ({"kwargs": of_bytes(1_048_576)}, {"kwargs": of_bytes(1_048_577)}),
+    (
+        {"kwargs": of_bytes(1_048_576), "priority": 1},
+        {"kwargs": of_bytes(1_048_577), "priority": 1},
+    ),
+    ({"tags": of_bytes(16_384)}, {"tags": of_bytes(16_385)}),
+    ({"headers": of_bytes(16_384)}, {"headers": of_bytes(16_385)}),
+    ({"kwargs": nested(64)}, {"kwargs": nested(65)}),
+    ({"kwargs": nested(64), "priority": 1}, {"kwargs": nested(65), "priority": 1}),
+]
+
+
+def test_limits_are_exact(conn):
+    for allowed, too_much in LIMITS:
+        enqueue(conn, **allowed)
+        enqueue_many(conn, read({"name": "t"} | allowed))
+        with refused("TL002", case=too_much):
+            enqueue(conn, **too_much)
+        with refused("TL002", case=too_much):
+            enqueue_many(conn, read({"name": "t"} | too_much))
+
+
+def read(options):
+    """Return options whose JSON texts are values."""
+    return {k: json.loads(v) if v[:1] == "{" else v for k, v in options.items() if k != "priority"}
+
+
+def test_limits_of_results_are_exact(conn):
+    worker = register(conn)
+    enqueue_many(conn, {"name": "t"}, {"name": "t"})
+    one_call, batch = claim(conn, worker, 2)
+    longest, too_long = (json.dumps("x" * (size - 2)) for size in (1_048_576, 1_048_577))
+    for result, code in ((too_long, "TL002"), (longest, None)):
+        outcome = [{"state": "completed", "result": json.loads(result)}]
+        with refused(code) if code else nullcontext():
+            complete(conn, worker, one_call, json.loads(result))
+        with refused(code) if code else nullcontext():
+            assert finish(conn, worker, [batch], outcome) == ["ok"]
 
 
 REFUSED_BY_ENQUEUE_MANY = [
@@ -231,6 +286,7 @@ REFUSED_BY_CALLS_OF_A_WORKER = [
     ("claim", {"queues": ["a", None]}),
     ("claim", {"queues": [["a"], ["b"]]}),
     ("claim", {"queues": ["q"] * 1001}),
+    ("claim", {"queues": "[0:0]={q}"}),
     ("claim", {"max_tasks": None}),
     ("claim", {"max_tasks": 0}),
     ("claim", {"max_tasks": -1}),
@@ -420,8 +476,11 @@ USUAL = {
     "ids": [],
     "attempts": [],
     "attempt": 1,
+    "role": "public",
+    "action": "enqueue",
+    "strict": False,
 }
-DOCUMENTED = {f"TL{n:03}" for n in range(1, 12)}
+DOCUMENTED = {f"TL{n:03}" for n in range(1, 15)}
 FUNCTIONS = (
     *(
         "enqueue",
@@ -435,6 +494,7 @@ FUNCTIONS = (
     *("complete", "fail", "finish", "release", "snooze", "set_progress", "cancel", "retry"),
     *("reschedule", "get", "list", "purge", "set_queue", "pause", "resume", "deregister_worker"),
     *("tick", "sweep", "shard_of", "version"),
+    *("set_rule", "drop_rule", "set_limit", "drop_limit", "set_strict"),
 )
 
 
@@ -446,7 +506,8 @@ def test_every_argument_of_every_function_survives_odd_values(conn, function):
     signature = run(
         conn,
         "select name, type::regtype::text from pg_proc, unnest(proargnames, proargtypes::oid[])"
-        " as argument (name, type) where pronamespace = 'tasklib'::regnamespace and proname = %s",
+        " as argument (name, type) where pronamespace = 'tasklib'::regnamespace and proname = %s"
+        " and type <> 'tasklib.caller'::regtype",
         function,
     )
     usual = {**USUAL, "worker_id": worker, "id": held.id}

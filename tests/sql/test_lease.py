@@ -139,6 +139,15 @@ def test_a_worker_that_was_reaped_is_told_so(conn, worker, held, ending):
     assert one(conn, "select cause from tasklib.failures") == "lost"
 
 
+@pytest.mark.parametrize("ending", list(ENDINGS))
+def test_a_batch_of_a_worker_that_was_reaped_is_refused(conn, worker, held, ending):
+    tick_through(conn, 80)
+
+    with refused("TL007"):
+        finish(conn, worker, [held], [ENDINGS[ending]])
+    assert one(conn, "select cause from tasklib.failures") == "lost"
+
+
 @pytest.mark.parametrize("ending", CALLS)
 def test_a_cancelled_task_refuses_its_old_attempt(conn, worker, held, ending):
     finish(conn, worker, [held], [{"state": "cancelled"}])
@@ -267,6 +276,29 @@ def test_finish_of_another_workers_tasks_is_stale(conn, held):
     assert fingerprint(conn) == before
 
 
+@pytest.mark.parametrize("ending", ["completed", "failed", "failed for good"])
+def test_what_another_worker_stored_is_not_ones_own(conn, worker, held, ending):
+    other = register(conn)
+    finish(conn, worker, [held], [ENDINGS[ending]])
+
+    assert finish(conn, other, [held], [ENDINGS[ending]]) == ["stale"]
+
+
+def test_an_earlier_attempt_of_the_same_worker_is_stale(conn, worker, held):
+    finish(conn, worker, [held], [ENDINGS["released"]])
+    assert finish(conn, worker, [claim_one(conn, worker)]) == ["ok"]
+
+    assert finish(conn, worker, [held]) == ["stale"]
+
+
+def test_a_failure_that_is_due_again_is_no_release(conn, worker, held):
+    fail(conn, worker, held, retry_in="0 seconds")
+    tick_through(conn, 1)
+    assert one(conn, "select count(*) from tasklib.ready") == 1
+
+    assert finish(conn, worker, [held], [ENDINGS["released"]]) == ["stale"]
+
+
 def test_finish_takes_many_outcomes_at_once(conn, worker):
     enqueue_many(conn, *[{"name": "t"}] * 6)
     held = claim(conn, worker, 6)
@@ -382,3 +414,39 @@ def test_deregistering_during_a_finish_does_not_deadlock(conn, make_conn, worker
             assert finished.result(5) == ["ok"] * 3
             assert left.result(5) == 0
     assert states(conn, low, middle, high) == ["completed"] * 3
+
+
+def made_by(conn, worker, server, version):
+    """Turn a registration into one that another server, or another release, has made."""
+    text = f"{str(worker)[:14]}{version}{str(worker)[15:28]}{server}"
+    run(conn, "update tasklib.running set worker_id = %s where worker_id = %s", text, worker)
+    return one(conn, "update tasklib.worker set id = %s where id = %s returning id", text, worker)
+
+
+def test_a_registration_claims_on_the_server_that_made_it(conn, worker):
+    first, second = enqueue(conn), enqueue(conn)
+    held = claim_one(conn, worker)
+    old = made_by(conn, worker, "00000000", 8)
+
+    before = fingerprint(conn)
+    with refused("TL007", "not since this server was started"):
+        claim(conn, old)
+    assert fingerprint(conn) == before
+    # What was handed out to it is its own as before.
+    rows(conn, "heartbeat", worker_id=old)
+    complete(conn, old, held)
+    assert states(conn, first, second) == ["completed", "pending"]
+    assert claim_one(conn, register(conn)).id == second
+
+
+def test_registrations_of_older_releases_do_not_say_which_server_made_them(conn, worker):
+    enqueue(conn)
+    assert claim(conn, made_by(conn, worker, "00000000", 4))
+
+
+def test_every_registration_is_another_one_and_says_which_server_made_it(conn):
+    made = [register(conn) for _ in range(20)]
+    assert len({str(worker)[:28] for worker in made}) == 20
+    assert {str(worker)[28:] for worker in made} == {str(made[0])[28:]}
+    assert {worker.version for worker in made} == {8}
+    assert {worker.variant for worker in made} == {"specified in RFC 4122"}

@@ -88,10 +88,17 @@ def test_nothing_is_parked_while_somebody_takes_any_name(conn):
     any_name = register(conn)
     register(conn, "t")
     enqueue(conn, "unknown")
-    tick(conn)
+    assert tick(conn).parked == 0
     assert parked(conn) == 0
     call(conn, "deregister_worker", worker_id=any_name)
     tick(conn)
+    assert parked(conn) == 1
+
+
+def test_a_worker_of_any_name_is_forgotten_when_it_leaves(conn):
+    call(conn, "deregister_worker", worker_id=register(conn))
+    enqueue(conn, "unknown")
+
     assert parked(conn) == 1
 
 

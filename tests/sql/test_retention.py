@@ -139,6 +139,16 @@ def test_what_finished_late_is_found_on_a_later_round(conn, worker):
     assert counts(conn, "task") == [0]
 
 
+def test_what_finished_late_is_kept_as_long_as_the_rest(conn, worker):
+    run(conn, "select tasklib.set_queue('default', retention => '1 day')")
+    finished(conn, worker)
+    age(conn, "2 days")
+    run(conn, "update tasklib.done set finished_at = clock_timestamp()")
+
+    assert [tick(conn).purged for _ in range(3)] == [0, 0, 0]
+    assert call(conn, "purge", older_than="1 day") == 0
+
+
 def test_a_retention_can_be_taken_back(conn, worker):
     run(conn, "select tasklib.set_queue('default', retention => '1 day')")
     run(conn, "select tasklib.set_queue('default')")

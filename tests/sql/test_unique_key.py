@@ -127,6 +127,13 @@ def test_until_started_frees_the_key_at_the_claim(conn):
     assert enqueue(conn, unique_key="k", unique_until="started") != first
 
 
+def test_a_key_until_started_is_free_when_its_task_never_starts(conn):
+    first = enqueue(conn, unique_key="k", unique_until="started")
+    call(conn, "cancel", id=first)
+
+    assert enqueue(conn, unique_key="k", unique_until="started") != first
+
+
 def test_a_retry_does_not_take_the_key_of_the_next_one(conn):
     worker = register(conn)
     first = enqueue(conn, unique_key="k", unique_until="started")

@@ -19,6 +19,15 @@ def sleep(conn: Connection, worker: object, queues: str = "{default}", *, long: 
     )
 
 
+def hush(conn: Connection) -> None:
+    """Let it be as if all queues had been notified of just now, however slow the machine is."""
+    run(
+        conn,
+        "select setval('tasklib.notified_at',"
+        " (extract(epoch from clock_timestamp()) * 1000)::bigint + 60000 << 20 | 1048575)",
+    )
+
+
 def test_two_of_many_sleepers_are_named(conn, make_conn):
     listener, workers = make_conn(), [register(conn, "t") for _ in range(5)]
     run(listener, "listen tasklib")
@@ -109,6 +118,7 @@ def test_the_next_task_calls_another_one_when_a_worker_has_come(conn, make_conn)
     sleep(conn, called)
     sleep(conn, other)
     enqueue(conn)
+    hush(conn)
     run(listener, "listen tasklib")
     assert len(claim(conn, called, 1)) == 1
     enqueue(conn)
@@ -223,6 +233,48 @@ def test_busy_commits_do_not_notify(conn, make_conn):
     most = 1 + (time.monotonic() - began) / 0.05
 
     assert 1 <= len(payloads(listener)) <= most
+
+
+def test_nobody_is_called_while_all_are_busy(conn, make_conn):
+    listener, worker = make_conn(), register(conn, "t")
+    run(listener, "listen tasklib")
+    enqueue(conn)
+    (task,) = claim(conn, worker)
+    run(conn, "select tasklib.release(%s, %s, %s)", worker, [task.id], [task.attempt])
+
+    assert payloads(listener) == []
+
+
+def test_a_short_sleep_does_not_end_the_call_for_who_sleeps_longer(conn, make_conn):
+    listener, long, short = make_conn(), register(conn, "t"), register(conn, "t")
+    run(listener, "listen tasklib")
+    sleep(conn, long)
+    one(conn, "select tasklib.idle(%s, max_wait => '10 ms')", short)
+    time.sleep(0.1)
+    enqueue(conn)
+
+    assert payloads(listener) == [str(long)]
+
+
+def test_who_falls_asleep_is_called_although_others_were_just_now(conn, make_conn):
+    listener, worker = make_conn(), register(conn, "t")
+    run(listener, "listen tasklib")
+    sleep(conn, worker)
+    hush(conn)
+    sleep(conn, worker)
+    enqueue(conn)
+
+    assert payloads(listener) == [str(worker)]
+
+
+def test_a_queue_that_is_resumed_calls_everybody(conn, make_conn):
+    listener, worker = make_conn(), register(conn, "t")
+    run(conn, "select tasklib.pause('default')")
+    sleep(conn, worker)
+    run(listener, "listen tasklib")
+    run(conn, "select tasklib.resume('default')")
+
+    assert payloads(listener) == [""]
 
 
 def test_a_sleeper_wakes_when_the_lease_of_a_silent_worker_runs_out(conn):

@@ -9,10 +9,16 @@ from dataclasses import dataclass
 
 import psycopg
 
-from tasklib import _worker_calls
+from tasklib import _admin_calls, _migrate, _worker_calls
 from tasklib._worker_calls import Exchanged, Idle
 from tasklib.config import Config
-from tasklib.errors import DatabaseUnavailable, TaskLibError, WorkerNotRegistered
+from tasklib.errors import (
+    INSTALL_HINT,
+    DatabaseUnavailable,
+    NotInstalled,
+    TaskLibError,
+    WorkerNotRegistered,
+)
 from tasklib.registry import Registry
 from tasklib.worker.board import Board
 from tasklib.worker.context import Run
@@ -107,7 +113,14 @@ class Fetcher:
     @property
     def is_due(self) -> bool:
         """Whether it is time to look."""
-        return self.look_now or self._loop.time() >= self._pace.next_look
+        return self.gathers_for == 0 and (
+            self.look_now or self._loop.time() >= self._pace.next_look
+        )
+
+    @property
+    def gathers_for(self) -> float:
+        """Seconds for which tasks and outcomes gather, as they come faster than calls for a few."""
+        return max(0.0, self._pace.gathers_until - self._loop.time())
 
     @property
     def next_look(self) -> float:
@@ -122,6 +135,23 @@ class Fetcher:
     def look_again(self) -> None:
         """Look now: tasks may have become due without a look having told of them."""
         self.look_now, self.is_dry = True, False
+
+    async def check_schema(self, seconds: float) -> None:
+        """Refuse to work with a schema that is older than this package.
+
+        Args:
+            seconds: How long to try to reach the database.
+
+        Raises:
+            NotInstalled: It is, or there is none.
+        """
+        there = await self._link.persist(_admin_calls.schema_version(), seconds)
+        here = _migrate.latest()
+        if there is None or there < here:
+            raise NotInstalled(
+                f"the database is at {there or 'nothing'}, this package at {here}",
+                hint=INSTALL_HINT,
+            )
 
     async def register(self, seconds: float | None = None) -> None:
         """Begin a registration, and claim under it from now on.
@@ -180,8 +210,12 @@ class Fetcher:
                 _worker_calls.exchange(worker_id, queues, room, ended, idle)
             )
         except WorkerNotRegistered as error:
-            self._finisher.note(batch, ["stale"] * len(batch))
-            raise Unregistered(worker_id) from error
+            self._finisher.put_back(batch)
+            if not await self._is_registered(worker_id):
+                raise Unregistered(worker_id) from error
+            # Another server, or one that was started anew: what runs keeps its lease, and goes on.
+            await self.register()
+            return None
         except Exception as error:
             await self._recover(error, batch)
             return None
@@ -214,6 +248,13 @@ class Fetcher:
         else:
             raise error
 
+    async def _is_registered(self, worker_id: str) -> bool:
+        try:
+            await self._link.persist(_worker_calls.heartbeat(worker_id))
+        except WorkerNotRegistered:
+            return False
+        return True
+
     async def _plan(
         self, answer: Exchanged, room: int, idle: Idle | None, *, is_planned: bool
     ) -> None:
@@ -229,7 +270,7 @@ class Fetcher:
             is_hasty = found or self._settings.drain
             self._pace.next_look = now + (min(SOON_SECONDS, wait) if is_hasty else wait)
         elif found:
-            self._pace.found_some(now)
+            self._pace.found_some(now, found)
         elif is_planned:
             is_listed = idle is not None and idle.for_long
             self._pace.found_nothing(now, answer.wait, is_listed=is_listed)

@@ -11,10 +11,12 @@ from typing import TypeVar
 from uuid import uuid4
 
 import psycopg
+from psycopg.pq.abc import PGconn
 
-from tasklib import _calls, _connections, _worker_calls
+from tasklib import _calls, _connections, _statements, _worker_calls
 from tasklib._calls import Call
 from tasklib._connections import AsyncConnection
+from tasklib._statements import Statements
 from tasklib.config import Config
 from tasklib.errors import DatabaseUnavailable, NotInstalled
 
@@ -81,7 +83,7 @@ class Link:
         self._name = application_name
         self._on_notification = on_notification if config.listen else None
         self._shall_listen = False
-        self._connection: AsyncConnection | None = None
+        self._session: Statements[AsyncConnection] | None = None
         self._lock = asyncio.Lock()
         self._failures = 0
 
@@ -89,17 +91,17 @@ class Link:
     def hearing(self) -> Generator[None]:
         """Hear notifications during the block, in which no call is made."""
         loop = asyncio.get_running_loop()
-        connection = self._connection
-        if not self.is_listening or connection is None or self._lock.locked():
+        session = self._session
+        if not self.is_listening or session is None or self._lock.locked():
             yield
             return
-        number = connection.fileno()
-        loop.add_reader(number, self._hear, connection, number)
+        number = session.pgconn.socket
+        loop.add_reader(number, self._hear, session.pgconn, number)
         try:
             yield
         finally:
             # When it broke, somebody else may have the number by now.
-            if self._connection is connection:
+            if self._session is session:
                 loop.remove_reader(number)
 
     async def run(self, call: Call[T]) -> T:
@@ -110,10 +112,11 @@ class Link:
                 was done is unknown.
         """
         async with self._lock:
-            connection = await self._open()
+            session = await self._open()
             try:
                 async with asyncio.timeout(CALL_SECONDS):
-                    answer = await _connections.arun(connection, call)
+                    with _connections.translated():
+                        answer = await _statements.arun(session, call)
             except BaseException as error:
                 if is_infrastructure(error) or not isinstance(error, Exception):
                     self.drop()
@@ -155,24 +158,28 @@ class Link:
     def drop(self) -> None:
         """Close the connection without a word to the server."""
         self.is_listening = False
-        if self._connection is not None:
-            self._connection.pgconn.finish()
-            self._connection = None
+        if self._session is not None:
+            self._session.pgconn.finish()
+            self._session = None
 
-    async def _open(self) -> AsyncConnection:
+    async def _open(self) -> Statements[AsyncConnection]:
         # What the server closed meanwhile is known dead before anything is sent.
-        if self._connection is not None and not _connections.is_alive(self._connection):
+        if self._session is not None and not _connections.is_alive(self._session.pgconn):
             self.drop()
-        if self._connection is None:
+        if self._session is None:
             try:
                 async with asyncio.timeout(CALL_SECONDS):
-                    self._connection = await _connections.aconnect(self._config, self._name)
+                    connection = await _connections.aconnect(self._config, self._name)
+                    self._session = Statements(connection)
                     if self._shall_listen:
-                        await self._listen(self._connection)
-            except (DatabaseUnavailable, TimeoutError, OSError) as error:
+                        await self._listen(connection)
+            except BaseException as error:
+                # A standby, say, lets nobody listen: the next connection tries again.
                 self.drop()
-                raise NotSent(str(error) or "no connection in time") from error
-        return self._connection
+                if is_infrastructure(error):
+                    raise NotSent(str(error) or "no connection in time") from error
+                raise
+        return self._session
 
     # ---- notifications ---------------------------------------------------------------------------
 
@@ -184,10 +191,14 @@ class Link:
         """
         self._shall_listen = self._on_notification is not None
         async with self._lock:
-            connection = await self._open()
+            session = await self._open()
             if self._shall_listen and not self.is_listening:
-                async with asyncio.timeout(CALL_SECONDS):
-                    await self._listen(connection)
+                try:
+                    async with asyncio.timeout(CALL_SECONDS):
+                        await self._listen(session.connection)
+                except BaseException:
+                    self.drop()
+                    raise
 
     async def _listen(self, connection: AsyncConnection) -> None:
         try:
@@ -225,14 +236,14 @@ class Link:
         if self._on_notification is not None and not payload.startswith(PROBE):
             self._on_notification(payload)
 
-    def _hear(self, connection: AsyncConnection, number: int) -> None:
+    def _hear(self, pgconn: PGconn, number: int) -> None:
         try:
-            connection.pgconn.consume_input()
+            pgconn.consume_input()
         except psycopg.OperationalError:
             asyncio.get_running_loop().remove_reader(number)
             self.drop()
             if self._on_notification is not None:
                 self._on_notification(None)
             return
-        while notification := connection.pgconn.notifies():
+        while notification := pgconn.notifies():
             self._notified(notification.extra.decode(errors="replace"))

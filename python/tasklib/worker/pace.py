@@ -7,6 +7,9 @@ from dataclasses import dataclass
 
 # What was found may end at once, and then the next look goes with its outcome.
 BREATH_SECONDS = 0.002
+# From so many tasks a second on, a call for a few of them each would cost more than to run them.
+FLOOD_RATE = 1500
+FLOOD_SECONDS = 0.01
 # After it has told producers that it sleeps: one that did not see that yet is caught by these.
 SETTLING = (0.005, 0.05, 0.2, 1.0)
 SLEEP_SECONDS = 15.0
@@ -30,12 +33,16 @@ class Pace:
 
     Attributes:
         next_look: The loop's time before which nothing is claimed, unless something wakes it.
+        gathers_until: The loop's time before which nothing is claimed or finished at all.
         is_trickle: Tasks come one by one: after each it goes to sleep again at once.
     """
 
     def __init__(self) -> None:
         self.next_look = 0.0
+        self.gathers_until = 0.0
         self.is_trickle = False
+        self._found_at = 0.0
+        self._is_flood = False
         self._due = 0.0
         self._looks = 0
         self._listed_until = 0.0
@@ -61,16 +68,21 @@ class Pace:
     def found_enough(self, now: float) -> None:
         """There may be more: look as soon as there is room."""
         self.next_look = now
+        self._is_flood = False
         self.is_trickle = self._is_asleep = self._is_called = False
         self._looks = 0
         self._listed_until = 0.0
         self._idle_since = math.inf
 
-    def found_some(self, now: float) -> None:
-        """The queue ran dry just now."""
-        was_called = self._is_called
+    def found_some(self, now: float, count: int) -> None:
+        """The queue ran dry just now, after so many tasks."""
+        was_called, was_flood = self._is_called, self._is_flood
         self.found_enough(now + BREATH_SECONDS)
         self.is_trickle = was_called
+        self._is_flood = count > 1 and count >= FLOOD_RATE * (now - self._found_at)
+        self._found_at = now
+        if self._is_flood and was_flood:  # twice: not at the end of a pile
+            self.gathers_until = self.next_look = now + FLOOD_SECONDS
 
     def found_nothing(self, now: float, wait: float | None, *, is_listed: bool) -> None:
         """A look that was on the plan found nothing.
@@ -80,7 +92,7 @@ class Pace:
             wait: Seconds until the next task is due, at most; None when that was not asked.
             is_listed: Whether it listed the worker as asleep.
         """
-        self.is_trickle = False
+        self.is_trickle = self._is_flood = False
         self._idle_since = min(self._idle_since, now)
         if self._is_called:
             # Somebody else was faster: say at once that this one sleeps on.

@@ -126,7 +126,7 @@ class _Kept(Generic[C]):
                 session = self._idle.pop()
             except IndexError:
                 return None
-            if _connections.is_alive(session.owner):
+            if _connections.is_alive(session.owner.pgconn):
                 return session
             session.owner.pgconn.finish()
 

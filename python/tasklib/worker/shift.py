@@ -89,6 +89,7 @@ class Shift:
         """Do everything, and leave nothing behind."""
         self._main = asyncio.current_task()
         try:
+            await self._fetcher.check_schema(START_SECONDS)
             await self._fetcher.register(START_SECONDS)
             await self._keeper.start()
             if self._settings.on_start is not None:
@@ -154,7 +155,7 @@ class Shift:
         """Tell whether to send outcomes now: more of them are coming while others wait here."""
         count, ahead = len(self._finisher), len(self._ahead) + self._incoming
         if not count or not ahead:
-            return count > 0
+            return count > 0 and (self._stopping or self._fetcher.gathers_for == 0)
         is_late = self._loop.time() - self._settled_at > GATHER_SECONDS
         return is_late or count >= min(ahead, ENOUGH)
 
@@ -174,9 +175,11 @@ class Shift:
                 self._lose(error.worker_id)
                 return
             if delivery is not None:
-                # Not at once: when there is more to send, the database shall not wait for it.
                 self._incoming += len(delivery)
-                self._loop.call_soon(self._receive, delivery)
+                if self._finisher:  # the database shall not wait for that meanwhile
+                    self._loop.call_soon(self._receive, delivery)
+                else:
+                    self._receive(delivery)
         if len(self._board.registrations) > 1:
             await self._retire()
 
@@ -265,12 +268,14 @@ class Shift:
         timeout = None
         now = self._loop.time()
         if not self._stopping and not self._ahead and self._room_to_claim():
-            timeout = max(0.0, self._fetcher.next_look - now)
+            timeout = max(0.0, self._fetcher.next_look - now, self._fetcher.gathers_for)
         elif self._ahead:
             if now - self._ahead[0].started > AHEAD_SECONDS:
                 self._give_back_ahead()
                 return
             timeout = GATHER_SECONDS if self._finisher else AHEAD_SECONDS
+        elif self._finisher:
+            timeout = self._fetcher.gathers_for
         with self._link.hearing(), contextlib.suppress(TimeoutError):
             async with asyncio.timeout(timeout):
                 await self._wake.wait()

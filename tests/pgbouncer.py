@@ -1,0 +1,173 @@
+"""A private PgBouncer in transaction mode, and which tests cannot do with a session of others.
+
+``TASKLIB_TEST_PGBOUNCER=1 make test`` runs the tests through it: the connection strings that they
+are given lead to the pooler, and so do those of clients, workers and the command line.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+import subprocess
+import tempfile
+import time
+from collections.abc import Generator
+from contextlib import contextmanager
+from pathlib import Path
+
+import psycopg
+from psycopg.conninfo import conninfo_to_dict, make_conninfo
+
+from servers import Server
+from tasklib import _account
+
+# Servers of their own, or nothing that a pooler could be in front of.
+NOT_POOLED = (
+    "tests/bench",
+    "tests/docs",
+    "tests/failover",
+    "tests/mutants",
+    "tests/torture",
+    "tests/upgrade",
+    "tests/test_embedded.py",
+    "tests/test_package.py",
+    "tests/test_pgbouncer.py",
+    "tests/test_proxy.py",
+)
+
+PORT = 6432
+START_SECONDS = 20.0
+
+CONFIG = """
+[databases]
+* = host={host} port={port}
+
+[pgbouncer]
+pool_mode = transaction
+listen_addr =
+unix_socket_dir = {folder}
+listen_port = {pooler_port}
+auth_type = trust
+auth_file = {folder}/users.txt
+auth_user = {user}
+auth_query = select usename, passwd from pg_shadow where usename = $1
+admin_users = {user}
+max_client_conn = 500
+default_pool_size = 20
+# Each test has a database of its own, and leaves its sessions here.
+server_idle_timeout = 5
+server_lifetime = 600
+autodb_idle_timeout = 30
+logfile = {folder}/log.txt
+log_connections = 0
+log_disconnections = 0
+{more}
+"""
+
+
+def is_wanted() -> bool:
+    """Tell whether the tests shall run through a pooler."""
+    return os.environ.get("TASKLIB_TEST_PGBOUNCER", "") not in ("", "0")
+
+
+def program() -> str | None:
+    """Return where PgBouncer is; None when the machine has none."""
+    return shutil.which("pgbouncer", path=f"{os.environ.get('PATH', '')}:/usr/sbin:/usr/local/sbin")
+
+
+class PgBouncer:
+    """A pooler in front of a server; a context manager.
+
+    Args:
+        server: The server, on a Unix socket.
+        more: Lines for the section ``pgbouncer`` of its configuration.
+    """
+
+    def __init__(self, server: str, *, more: str = "") -> None:
+        self._server = server
+        self._more = more
+        self._process: subprocess.Popen[bytes] | None = None
+        self._folder = Path(tempfile.mkdtemp(prefix="tasklib-pgbouncer-"))
+        self._account = _account.for_data(self._folder)
+
+    def __enter__(self) -> PgBouncer:
+        parts = conninfo_to_dict(self._server)
+        (self._folder / "pgbouncer.ini").write_text(
+            CONFIG.format(
+                host=parts["host"],
+                port=parts["port"],
+                user=parts["user"],
+                folder=self._folder,
+                pooler_port=PORT,
+                more=self._more,
+            )
+        )
+        (self._folder / "users.txt").write_text(f'"{parts["user"]}" ""\n')
+        for path in (self._folder, *self._folder.iterdir()):
+            self._account.own(path)
+        self.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.stop()
+        shutil.rmtree(self._folder, ignore_errors=True)
+
+    def conninfo(self, dsn: str) -> str:
+        """Return a connection string of the server's as it is through the pooler."""
+        return make_conninfo(dsn, host=str(self._folder), port=PORT)
+
+    def start(self) -> None:
+        """Start it, and wait until it answers."""
+        found = program()
+        assert found, "PgBouncer is not on this machine"
+        user = self._account.user
+        self._process = subprocess.Popen(
+            [found, "-q", str(self._folder / "pgbouncer.ini")],
+            cwd="/",
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+            user=user.pw_uid if user else None,
+            group=user.pw_gid if user else None,
+            extra_groups=[] if user else None,
+        )
+        deadline = time.monotonic() + START_SECONDS
+        while True:
+            try:
+                self.ask("show version")
+                return
+            except psycopg.OperationalError:
+                if self._process.poll() is not None or time.monotonic() > deadline:
+                    raise AssertionError(f"PgBouncer does not start:\n{self.log}") from None
+                time.sleep(0.05)
+
+    def stop(self) -> None:
+        """End it at once; its clients' connections break."""
+        if self._process is not None:
+            self._process.send_signal(signal.SIGTERM)
+            self._process.wait()
+            self._process = None
+
+    def ask(self, command: str) -> list[tuple[str, ...]]:
+        """Run a command on its console."""
+        target = make_conninfo(self.conninfo(self._server), dbname="pgbouncer")
+        with psycopg.ClientCursor(psycopg.connect(target, autocommit=True)) as cursor:
+            try:
+                cursor.execute(command.encode())
+                return cursor.fetchall() if cursor.description else []
+            finally:
+                cursor.connection.close()
+
+    @property
+    def log(self) -> str:
+        """What it wrote."""
+        path = self._folder / "log.txt"
+        return path.read_text(errors="replace") if path.exists() else ""
+
+
+@contextmanager
+def in_front_of(server: Server) -> Generator[PgBouncer]:
+    """Put a pooler in front of the tests' server, for as long as the block takes."""
+    with PgBouncer(server.dsn) as pooler:
+        yield pooler
