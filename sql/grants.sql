@@ -28,15 +28,24 @@ begin
 end
 $do$;
 
-revoke all on schema tasklib from public;
-revoke all on all tables in schema tasklib from public;
-revoke all on all sequences in schema tasklib from public;
-revoke all on all functions in schema tasklib from public;
+-- From the roles, too: an older version may have granted what this one does not.
+do $do$
+declare
+  v_all text := (
+    select concat_ws(', ', 'public', string_agg(quote_ident(rolname), ', '))
+    from pg_catalog.pg_roles
+    where rolname in ('tasklib_producer', 'tasklib_worker', 'tasklib_observer', 'tasklib_admin'));
+begin
+  execute 'revoke all on schema tasklib from ' || v_all;
+  execute 'revoke all on all tables in schema tasklib from ' || v_all;
+  execute 'revoke all on all sequences in schema tasklib from ' || v_all;
+  execute 'revoke all on all functions in schema tasklib from ' || v_all;
+end
+$do$;
 -- A value of caller must not be kept (see there), and a column of the others would hold up migrations.
 revoke all on type tasklib.caller, tasklib.task_spec, tasklib.enqueued, tasklib.claimed, tasklib.failed,
   tasklib.ticked from public;
 
--- First what an older version granted, and this one does not.
 do $do$
 begin
   if exists (select from pg_catalog.pg_roles where rolname = 'tasklib_producer') then

@@ -188,6 +188,11 @@ def schema_version() -> Call[str | None]:
     return _value("select tasklib.version()", {})
 
 
+def extension_version() -> Call[str | None]:
+    """Read the version of the extension that the queue is; None when it is none."""
+    return _value("select (select extversion from pg_extension where extname = 'tasklib')", {})
+
+
 def missing_roles() -> Call[list[str]]:
     """Read which of the roles that get rights are not on this server."""
     return _value(
@@ -206,11 +211,6 @@ def rules_of_nobody() -> Call[list[str]]:
           union select role from tasklib.limits where not role_exists) as gone""",
         {},
     )
-
-
-def extension_version() -> Call[str | None]:
-    """Read the version of the extension that the queue is; None when it is none."""
-    return _value("select (select extversion from pg_extension where extname = 'tasklib')", {})
 
 
 def long_transactions(older_than: timedelta) -> Call[list[Record]]:
