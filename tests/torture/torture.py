@@ -307,9 +307,9 @@ class Run:
             self.counts[f"attempts that failed: {cause}"] = causes[cause]
         begun = {(run["task"], run["attempt"]) for run in self.book.runs.values()}
         for event in court.events:
-            if event.kind == "failed" and event.detail in ("lost", "crashed"):
-                if (event.task_id, event.attempt) not in begun:
-                    self.counts[f"of those {event.detail}: had not begun"] += 1
+            is_dead = event.kind == "failed" and event.detail in ("lost", "crashed")
+            if is_dead and (event.task_id, event.attempt) not in begun:
+                self.counts[f"of those {event.detail}: had not begun"] += 1
         self.counts["calls with ended leases refused"] = self.book.refused.total()
         for how, count in self.book.outcomes.items():
             self.counts[f"tasks whose enqueue was {how}"] = count
