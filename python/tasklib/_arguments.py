@@ -79,7 +79,7 @@ class Arguments:
             raise InvalidArguments(f"{self._label}: {_explained(error)}") from error
         except _Lost as error:
             raise InvalidArguments(
-                f"{self._label}: JSON cannot hold {_shown(named)}: {error}",
+                f"{self._label}: JSON cannot hold {shown(named)}: {error}",
                 hint=_remedy(error)
                 or "Annotate the parameter with the type that it shall be read back as.",
             ) from error
@@ -118,7 +118,7 @@ class Arguments:
             _refuse_nul(text)
         except (ValueError, RecursionError, _Lost) as error:
             raise InvalidResult(
-                f"{self._label} returned {_shown(value)}, which JSON cannot hold: {error}",
+                f"{self._label} returned {shown(value)}, which JSON cannot hold: {error}",
                 hint=_remedy(error),
             ) from error
         return text.decode()
@@ -221,7 +221,7 @@ def json_object(value: Any, what: str) -> str:
         raise InvalidArguments(f"{what}: {_explained(error)}") from error
     except _Lost as error:
         raise InvalidArguments(
-            f"{what}: JSON cannot hold {_shown(value)}: {error}", hint=_remedy(error)
+            f"{what}: JSON cannot hold {shown(value)}: {error}", hint=_remedy(error)
         ) from error
 
 
@@ -273,12 +273,13 @@ def _explained(error: ValidationError) -> str:
         elif fault["type"] == "extra_forbidden":
             faults.append(f"there is no argument {where!r}")
         else:
-            got = _shown(fault["input"])
+            got = shown(fault["input"])
             faults.append(f"argument {where!r}: {fault['msg']}, got {got}")
     return "; ".join(faults)
 
 
-def _shown(value: object) -> str:
+def shown(value: object) -> str:
+    """Return a value as an error message quotes it, whatever it is, in 80 characters."""
     try:
         text = repr(value)
     except Exception:

@@ -114,13 +114,13 @@ def step(**arguments: st.SearchStrategy[Any]) -> Callable[[Callable[..., None]],
     """Make a rule that does nothing any more when time that really passed would begin to count."""
 
     def decorate(function: Callable[..., None]) -> Any:
-        @rule(**arguments)
         @wraps(function)
         def guarded(self: QueueMachine, **values: Any) -> None:
             if time.monotonic() - self.began < 4:
                 function(self, **values)
 
-        return guarded
+        as_rule: Any = rule(**arguments)
+        return as_rule(guarded)
 
     return decorate
 
