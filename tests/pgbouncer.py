@@ -20,11 +20,13 @@ from psycopg.conninfo import conninfo_to_dict, make_conninfo
 
 from tasklib import _account
 
-# Servers of their own, or nothing that a pooler could be in front of.
+# Servers or sessions of their own, or nothing that a pooler could be in front of.
 NOT_POOLED = (
     "tests/bench",
     "tests/docs",
     "tests/failover",
+    "tests/fuzz",
+    "tests/model",
     "tests/mutants",
     "tests/torture",
     "tests/upgrade",
