@@ -29,9 +29,8 @@ from checks import Book, Court, Violations  # noqa: E402
 from faults import Faults, Plan, program, until, worker  # noqa: E402
 from fleet import CALM, Fleet, find  # noqa: E402
 from ledger import Reader  # noqa: E402
+from mutations import MUTANTS, REQUIRED  # noqa: E402
 from stage import Stage  # noqa: E402
-
-from mutants import MUTANTS, REQUIRED  # noqa: E402
 
 LONG = Plan(
     seconds=600,
@@ -308,9 +307,9 @@ class Run:
             self.counts[f"attempts that failed: {cause}"] = causes[cause]
         begun = {(run["task"], run["attempt"]) for run in self.book.runs.values()}
         for event in court.events:
-            if event.kind == "failed" and event.detail in ("lost", "crashed"):
-                if (event.task_id, event.attempt) not in begun:
-                    self.counts[f"of those {event.detail}: had not begun"] += 1
+            is_death = event.kind == "failed" and event.detail in ("lost", "crashed")
+            if is_death and (event.task_id, event.attempt) not in begun:
+                self.counts[f"attempts that failed: {event.detail}, and had not begun"] += 1
         self.counts["calls with ended leases refused"] = self.book.refused.total()
         for how, count in self.book.outcomes.items():
             self.counts[f"tasks whose enqueue was {how}"] = count
