@@ -1,6 +1,7 @@
 -- Applied last, every time. PUBLIC gets nothing; nobody gets rights on tables; each role gets the
--- functions of its trade. Roles belong to the whole cluster, and making them needs CREATEROLE: where
--- that is missing, a DBA makes the four roles and this file is applied again.
+-- functions of its trade, and loses what an older release gave it. Roles belong to the whole cluster, and
+-- making them needs CREATEROLE: where that is missing, a DBA makes the four roles and this file is
+-- applied again.
 do $do$
 declare
   v_role text;
@@ -31,29 +32,18 @@ revoke all on schema tasklib from public;
 revoke all on all tables in schema tasklib from public;
 revoke all on all sequences in schema tasklib from public;
 revoke all on all functions in schema tasklib from public;
--- so that nobody can keep a value of it: see there
-revoke all on type tasklib.caller from public;
+-- A value of caller must not be kept (see there), and a column of the others would hold up migrations.
+revoke all on type tasklib.caller, tasklib.task_spec, tasklib.enqueued, tasklib.claimed, tasklib.failed,
+  tasklib.ticked from public;
 
--- What an older version granted, and this one does not.
-do $do$
-declare
-  v_role text;
-begin
-  for v_role in
-    select rolname from pg_catalog.pg_roles
-    where rolname in ('tasklib_producer', 'tasklib_worker', 'tasklib_observer', 'tasklib_admin')
-  loop
-    execute format('revoke all on schema tasklib from %I', v_role);
-    execute format('revoke all on all tables in schema tasklib from %I', v_role);
-    execute format('revoke all on all sequences in schema tasklib from %I', v_role);
-    execute format('revoke all on all functions in schema tasklib from %I', v_role);
-  end loop;
-end
-$do$;
-
+-- First what an older version granted, and this one does not.
 do $do$
 begin
   if exists (select from pg_catalog.pg_roles where rolname = 'tasklib_producer') then
+    revoke all on schema tasklib from tasklib_producer;
+    revoke all on all tables in schema tasklib from tasklib_producer;
+    revoke all on all sequences in schema tasklib from tasklib_producer;
+    revoke all on all functions in schema tasklib from tasklib_producer;
     grant usage on schema tasklib to tasklib_producer;
     grant execute on function
       tasklib.enqueue(text, jsonb, text, int, interval, timestamptz, int, float8, jsonb, text, text, jsonb, text, jsonb, tasklib.caller),
@@ -68,19 +58,23 @@ begin
     to tasklib_producer;
   end if;
   if exists (select from pg_catalog.pg_roles where rolname = 'tasklib_worker') then
+    revoke all on schema tasklib from tasklib_worker;
+    revoke all on all tables in schema tasklib from tasklib_worker;
+    revoke all on all sequences in schema tasklib from tasklib_worker;
+    revoke all on all functions in schema tasklib from tasklib_worker;
     grant usage on schema tasklib to tasklib_worker;
     grant execute on function
       tasklib.register_worker(text, interval, jsonb, jsonb, tasklib.caller),
-      tasklib.heartbeat(uuid),
+      tasklib.heartbeat(uuid, tasklib.caller),
       tasklib.cancel_requests(uuid),
-      tasklib.claim(uuid, text[], int),
-      tasklib.idle(uuid, text[], interval, boolean),
-      tasklib.complete(uuid, uuid, int, jsonb),
-      tasklib.fail(uuid, uuid, int, text, boolean, interval, text),
-      tasklib.finish(uuid, uuid[], int[], jsonb),
-      tasklib.release(uuid, uuid[], int[]),
-      tasklib.snooze(uuid, uuid, int, interval),
-      tasklib.set_progress(uuid, uuid, int, float8, text),
+      tasklib.claim(uuid, text[], int, tasklib.caller),
+      tasklib.idle(uuid, text[], interval, boolean, tasklib.caller),
+      tasklib.complete(uuid, uuid, int, jsonb, tasklib.caller),
+      tasklib.fail(uuid, uuid, int, text, boolean, interval, text, tasklib.caller),
+      tasklib.finish(uuid, uuid[], int[], jsonb, tasklib.caller),
+      tasklib.release(uuid, uuid[], int[], tasklib.caller),
+      tasklib.snooze(uuid, uuid, int, interval, tasklib.caller),
+      tasklib.set_progress(uuid, uuid, int, float8, text, tasklib.caller),
       tasklib.deregister_worker(uuid, boolean, uuid[], tasklib.caller),
       tasklib.tick(int),
       tasklib.sweep(),
@@ -89,6 +83,10 @@ begin
     to tasklib_worker;
   end if;
   if exists (select from pg_catalog.pg_roles where rolname = 'tasklib_observer') then
+    revoke all on schema tasklib from tasklib_observer;
+    revoke all on all tables in schema tasklib from tasklib_observer;
+    revoke all on all sequences in schema tasklib from tasklib_observer;
+    revoke all on all functions in schema tasklib from tasklib_observer;
     grant usage on schema tasklib to tasklib_observer;
     grant select on tasklib.queue_stats, tasklib.task_stats, tasklib.worker_health,
       tasklib.stuck_tasks, tasklib.tick_health, tasklib.rules, tasklib.limits to tasklib_observer;
@@ -100,6 +98,10 @@ begin
     grant execute on function tasklib.shard_of(uuid), tasklib.version() to tasklib_observer;
   end if;
   if exists (select from pg_catalog.pg_roles where rolname = 'tasklib_admin') then
+    revoke all on schema tasklib from tasklib_admin;
+    revoke all on all tables in schema tasklib from tasklib_admin;
+    revoke all on all sequences in schema tasklib from tasklib_admin;
+    revoke all on all functions in schema tasklib from tasklib_admin;
     grant usage on schema tasklib to tasklib_admin;
     grant select on tasklib.tasks, tasklib.failures, tasklib.queue_stats, tasklib.task_stats,
       tasklib.worker_health, tasklib.stuck_tasks, tasklib.tick_health, tasklib.rules,
@@ -116,7 +118,7 @@ begin
       tasklib.resume(text),
       tasklib.set_rule(text, text, text, text, tasklib.caller),
       tasklib.drop_rule(text, text, text, text),
-      tasklib.set_limit(text, int, int, int, int, interval, bigint, tasklib.caller),
+      tasklib.set_limit(text, int, int, int, int, interval, int, tasklib.caller),
       tasklib.drop_limit(text),
       tasklib.set_strict(boolean),
       tasklib.deregister_worker(uuid, boolean, uuid[], tasklib.caller),

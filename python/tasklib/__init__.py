@@ -36,6 +36,7 @@ if TYPE_CHECKING:
     from tasklib.client import TaskQueue as TaskQueue
     from tasklib.config import Config as Config
     from tasklib.errors import AlreadyFinished as AlreadyFinished
+    from tasklib.errors import BacklogFull as BacklogFull
     from tasklib.errors import Cancel as Cancel
     from tasklib.errors import ConfigurationError as ConfigurationError
     from tasklib.errors import DatabaseUnavailable as DatabaseUnavailable
@@ -46,11 +47,13 @@ if TYPE_CHECKING:
     from tasklib.errors import LeaseLost as LeaseLost
     from tasklib.errors import LimitExceeded as LimitExceeded
     from tasklib.errors import MigrationError as MigrationError
+    from tasklib.errors import NotAllowed as NotAllowed
     from tasklib.errors import NotInstalled as NotInstalled
     from tasklib.errors import NotInTask as NotInTask
     from tasklib.errors import NoTransaction as NoTransaction
     from tasklib.errors import PermissionDenied as PermissionDenied
     from tasklib.errors import Retry as Retry
+    from tasklib.errors import RoleLimitExceeded as RoleLimitExceeded
     from tasklib.errors import Snooze as Snooze
     from tasklib.errors import TaskCancelled as TaskCancelled
     from tasklib.errors import TaskLibError as TaskLibError
@@ -75,11 +78,11 @@ _MODULES = {
     "client": "SyncTaskQueue TaskQueue",
     "config": "Config",
     "errors": (
-        "AlreadyFinished Cancel ConfigurationError DatabaseUnavailable EventLoopRunning "
-        "InvalidArguments InvalidResult InvalidState LeaseLost LimitExceeded MigrationError "
-        "NoTransaction NotInTask NotInstalled PermissionDenied Retry Snooze TaskCancelled "
-        "TaskLibError TaskNotFound TaskNotRegistered UniqueKeyHeld WorkerNotRegistered "
-        "WrongIsolation"
+        "AlreadyFinished BacklogFull Cancel ConfigurationError DatabaseUnavailable "
+        "EventLoopRunning InvalidArguments InvalidResult InvalidState LeaseLost LimitExceeded "
+        "MigrationError NoTransaction NotAllowed NotInTask NotInstalled PermissionDenied Retry "
+        "RoleLimitExceeded Snooze TaskCancelled TaskLibError TaskNotFound TaskNotRegistered "
+        "UniqueKeyHeld WorkerNotRegistered WrongIsolation"
     ),
     "models": "Backoff Task TaskResult",
     "registry": "TaskFunction",

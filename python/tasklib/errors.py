@@ -107,6 +107,18 @@ class PermissionDenied(TaskLibError):
     """The database role may not do this (TL011, 42501)."""
 
 
+class NotAllowed(PermissionDenied):
+    """The rules for the role do not allow this queue or this name (TL012)."""
+
+
+class RoleLimitExceeded(LimitExceeded):
+    """The role may not ask for so much (TL013)."""
+
+
+class BacklogFull(TaskLibError):
+    """The role has too many unfinished tasks: enqueue again later (TL014)."""
+
+
 BY_SQLSTATE: dict[str, type[TaskLibError]] = {
     "TL001": InvalidArguments,
     "TL002": LimitExceeded,
@@ -119,13 +131,21 @@ BY_SQLSTATE: dict[str, type[TaskLibError]] = {
     "TL009": UniqueKeyHeld,
     "TL010": WrongIsolation,
     "TL011": PermissionDenied,
+    "TL012": NotAllowed,
+    "TL013": RoleLimitExceeded,
+    "TL014": BacklogFull,
     "42501": PermissionDenied,
-    # What the server refuses before a function is entered: NUL bytes, broken text and JSON.
-    "22021": InvalidArguments,
-    "22P05": InvalidArguments,
-    "22P02": InvalidArguments,
+    # What the server refuses before a function is entered: NUL bytes, broken text and JSON, numbers
+    # and times out of range, JSON that is nested too deep for its parser.
+    "22003": InvalidArguments,
     "22007": InvalidArguments,
     "22008": InvalidArguments,
+    "22015": InvalidArguments,
+    "22021": InvalidArguments,
+    "2202E": InvalidArguments,
+    "22P02": InvalidArguments,
+    "22P05": InvalidArguments,
+    "54001": InvalidArguments,
     # No schema, no function, no table.
     "3F000": NotInstalled,
     "42883": NotInstalled,

@@ -56,19 +56,19 @@ begin
   select body.enqueued_by, count(*)
   from (
       select ready.task_id from tasklib.ready
-      where place = 1 and ready.ctid >= v_from and ready.ctid < v_to
+      where _count_blocks.place = 1 and ready.ctid >= v_from and ready.ctid < v_to
       union all
       select delayed.task_id from tasklib.delayed
-      where place = 2 and delayed.ctid >= v_from and delayed.ctid < v_to
+      where _count_blocks.place = 2 and delayed.ctid >= v_from and delayed.ctid < v_to
       union all
       select waiting.task_id from tasklib.waiting
-      where place = 3 and waiting.ctid >= v_from and waiting.ctid < v_to
+      where _count_blocks.place = 3 and waiting.ctid >= v_from and waiting.ctid < v_to
       union all
       select parked.task_id from tasklib.parked
-      where place = 4 and parked.ctid >= v_from and parked.ctid < v_to
+      where _count_blocks.place = 4 and parked.ctid >= v_from and parked.ctid < v_to
       union all
       select running.task_id from tasklib.running
-      where place = 5 and running.ctid >= v_from and running.ctid < v_to
+      where _count_blocks.place = 5 and running.ctid >= v_from and running.ctid < v_to
     ) as part
     cross join lateral (
       select task.enqueued_by from tasklib.task where task.id = part.task_id offset 0

@@ -1,8 +1,8 @@
 -- Names, queues and keys become numbers without a table to look them up in, so that enqueue takes no
 -- lock for a name it sees first. SHA-256 because it is stable over versions and machines, and because
 -- nobody can choose a queue name that falls on another one's lane. These functions have no SET clause
--- and only immutable parts (a cast with doubled backslashes, as convert_to is not), so that the planner
--- inlines them: a call would cost far more than the hash.
+-- and only immutable parts (a cast with doubled backslashes, as convert_to is not; chr(92), as a session
+-- may read '\' in two ways), so that the planner inlines them: a call would cost far more than the hash.
 create or replace function tasklib._hash(value text)
   returns bigint
   language sql
@@ -10,7 +10,8 @@ create or replace function tasklib._hash(value text)
   parallel safe
 as $$
   select ('x' || pg_catalog.encode(pg_catalog.substring(pg_catalog.sha256(
-    pg_catalog.replace(value, '\', '\\')::pg_catalog.bytea), 1, 8), 'hex'))
+    pg_catalog.replace(value, pg_catalog.chr(92), pg_catalog.repeat(pg_catalog.chr(92), 2))
+      ::pg_catalog.bytea), 1, 8), 'hex'))
     ::pg_catalog.bit(64)::pg_catalog.int8
 $$;
 comment on function tasklib._hash(text) is 'Internal. First 64 bits of the SHA-256 of a text.';

@@ -1,10 +1,6 @@
 -- The row lock is what makes claim and the reaper exclude each other: a worker is not declared lost
 -- while one of its claims is open, and a claim of a lost worker finds out.
-create or replace function tasklib._registration(
-  worker_id uuid,
-  lock boolean default false,
-  anyones boolean default false
-)
+create or replace function tasklib._registration(worker_id uuid, caller text, lock boolean default false)
   returns tasklib.worker
   language plpgsql
   volatile
@@ -30,15 +26,15 @@ begin
     perform tasklib._reject('TL007', 'worker ' || tasklib._shown(worker_id::text) || ' is not registered',
       'It never was, it deregistered, or its lease ran out and its tasks were given to others.',
       'Drop what it runs and call register_worker again.');
-  elsif v_worker.registered_by <> tasklib._caller() and not anyones then
+  elsif v_worker.registered_by is distinct from caller then
     perform tasklib._reject('TL011', 'worker ' || worker_id || ' was registered by another role', null,
       'Call register_worker with the role that claims and finishes.');
   end if;
   return v_worker;
 end;
 $$;
-comment on function tasklib._registration(uuid, boolean, boolean) is
-  'Internal. The live registration of a worker; lock: for a claim, which locks and renews it. Raises TL007, or TL011 for another role''s worker unless anyones will do.';
+comment on function tasklib._registration(uuid, text, boolean) is
+  'Internal. The live registration of a worker; lock: for a claim, which locks and renews it. Raises TL007, or TL011 for another role''s worker.';
 
 -- A failover to an asynchronous standby, and a crash with synchronous_commit off, take back what was
 -- committed last. What a worker was handed out then is handed out again, with the same attempt: under the
@@ -52,7 +48,7 @@ create or replace function tasklib._new_worker_id()
   set search_path = pg_catalog, pg_temp
 as $$
 begin
-  return overlay(left(gen_random_uuid()::text, 28) placing '8' from 15) || tasklib._server();
+  return (overlay(left(gen_random_uuid()::text, 28) placing '8' from 15) || tasklib._server())::uuid;
 end;
 $$;
 comment on function tasklib._new_worker_id() is

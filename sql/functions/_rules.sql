@@ -26,19 +26,18 @@ create or replace function tasklib._rules_for(caller text, action text)
   set search_path = pg_catalog, pg_temp
 as $$
 declare
-  v_all text[] := array(
-    select distinct rule.role from tasklib.rule where rule.action = _rules_for.action);
+  v_all text[];
   v_roles text[];
 begin
   if tasklib._is_admin(caller) then
     return null;
+  elsif caller is null then
+    perform tasklib._reject('TL001', 'caller is NULL', null, 'Leave it out.');
   end if;
-  v_roles := tasklib._covering(caller, v_all);
-  if cardinality(v_roles) = 0 then
-    v_roles := tasklib._covering(session_user::text, v_all);
-  end if;
-  if cardinality(v_roles) = 0 and not (select config.strict from tasklib.config)
-    and caller not in ('tasklib_producer', 'tasklib_worker')
+  v_all := array(select distinct rule.role from tasklib.rule where rule.action = _rules_for.action);
+  v_roles := tasklib._covering(tasklib._bound(caller, v_all), v_all);
+  if v_roles = '{}' and not (select config.strict from tasklib.config)
+    and (v_all = '{}' or caller not in ('tasklib_producer', 'tasklib_worker'))
   then
     return null;
   end if;
@@ -49,6 +48,19 @@ end;
 $$;
 comment on function tasklib._rules_for(text, text) is
   'Internal. The rules that bind a caller in this session, which may be none, so that nothing is allowed; null when it is not bound.';
+
+create or replace function tasklib._bound(caller text, given text[])
+  returns text
+  language plpgsql
+  stable
+  set search_path = pg_catalog, pg_temp
+as $$
+begin
+  return case when tasklib._covering(caller, given) <@ '{public}' then session_user::text else caller end;
+end;
+$$;
+comment on function tasklib._bound(text, text[]) is
+  'Internal. Whose rules or limits hold, of those that there are for the given roles: the caller''s, or for want of any those of the login role.';
 
 create or replace function tasklib._refuse(
   role text,
@@ -62,14 +74,21 @@ create or replace function tasklib._refuse(
   stable
   set search_path = pg_catalog, pg_temp
 as $$
+declare
+  v_what text := case when _refuse.name = '*' then ' tasks of any name'
+    else ' ' || tasklib._shown(_refuse.name) end;
+  v_bound text := tasklib._bound(_refuse.role, array(
+    select rule.role from tasklib.rule where rule.action = _refuse.action));
 begin
-  perform tasklib._reject('TL012', 'role ' || tasklib._shown(_refuse.role) || ' may not '
-    || _refuse.action || case when _refuse.name = '*' then ' tasks of any name'
-      else ' ' || tasklib._shown(_refuse.name) end
-    || coalesce(' in queue ' || tasklib._shown(_refuse.queue), ''), detail,
-    'An admin can allow it: select tasklib.set_rule(' || concat_ws(', ', quote_literal(_refuse.role),
-      quote_literal(_refuse.action), 'queue => ' || quote_literal(coalesce(_refuse.queue, '*')),
-      'name => ' || quote_literal(_refuse.name)) || ');');
+  perform tasklib._reject('TL012',
+    'role ' || tasklib._shown(_refuse.role) || ' may not ' || _refuse.action || v_what
+      || coalesce(' in queue ' || tasklib._shown(_refuse.queue), ''),
+    detail,
+    case when _refuse.role in ('tasklib_producer', 'tasklib_worker')
+      then 'Call it with a role of your own that is a member of ' || _refuse.role || '.'
+      else 'An admin can allow it: select tasklib.set_rule(' || concat_ws(', ', quote_literal(v_bound),
+        quote_literal(_refuse.action), 'queue => ' || quote_literal(coalesce(_refuse.queue, '*')),
+        'name => ' || quote_literal(_refuse.name)) || ');' end);
 end;
 $$;
 comment on function tasklib._refuse(text, text, text, text, text) is
@@ -138,14 +157,10 @@ create or replace function tasklib._limits_of(caller text)
 as $$
 declare
   v_all text[] := array(select role_limit.role from tasklib.role_limit);
-  v_self text := caller;
+  v_self text := tasklib._bound(caller, v_all);
   v_roles text[] := tasklib._covering(v_self, v_all);
   v_limits tasklib.role_limit;
 begin
-  if v_roles <@ '{public}' then
-    v_self := session_user;
-    v_roles := tasklib._covering(v_self, v_all);
-  end if;
   select (array_agg(max_bytes order by far, max_bytes) filter (where max_bytes is not null))[1],
     (array_agg(min_priority order by far, min_priority desc) filter (where min_priority is not null))[1],
     (array_agg(max_priority order by far, max_priority) filter (where max_priority is not null))[1],
@@ -316,7 +331,7 @@ create or replace function tasklib._check_claim(worker tasklib.worker, queues te
   set search_path = pg_catalog, pg_temp
 as $$
 declare
-  v_role text := coalesce(worker.role, worker.registered_by);
+  v_role text := worker.registered_by;
   v_rules tasklib.rule[] := tasklib._rules_for(v_role, 'claim');
   v_queue text;
   v_patterns text[];

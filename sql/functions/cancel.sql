@@ -48,7 +48,7 @@ begin
       'Pass the id that enqueue returned.');
   end if;
   select task.* into v_task from tasklib.task where task.id = _own_task.id;
-  if not found or v_task.enqueued_by <> caller and not tasklib._is_admin(caller) then
+  if not found or v_task.enqueued_by is distinct from caller and not tasklib._is_admin(caller) then
     perform tasklib._reject('TL003', 'no task ' || _own_task.id, null,
       'It was purged, never existed, or was enqueued by another role.');
   end if;

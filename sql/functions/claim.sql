@@ -4,7 +4,8 @@
 create or replace function tasklib.claim(
   worker_id uuid,
   queues text[] default '{default}',
-  max_tasks int default 1
+  max_tasks int default 1,
+  caller tasklib.caller default current_user
 )
   returns setof tasklib.claimed
   language plpgsql
@@ -26,10 +27,7 @@ begin
   if (max_tasks between 1 and 10000 and cardinality(queues) = 1 and queues[1] is not null) is not true then
     perform tasklib._check_queues(claim.queues), tasklib._check_max_tasks(claim.max_tasks);
   end if;
-  v_worker := tasklib._registration(claim.worker_id, lock => true);
-  if v_worker.restricted then
-    perform tasklib._check_claim(v_worker, claim.queues);
-  end if;
+  v_worker := tasklib._registration(claim.worker_id, claim.caller, lock => true);
 
   v_picked := tasklib._take(v_worker, claim.queues, claim.max_tasks);
   if cardinality(v_picked) = 0 then
@@ -82,7 +80,7 @@ begin
   end if;
 end;
 $$;
-comment on function tasklib.claim(uuid, text[], int) is
+comment on function tasklib.claim(uuid, text[], int, tasklib.caller) is
   'Hand out up to max_tasks due tasks of names that the worker registered: by priority, then queue in the order given, then the order in which they became ready. Rows that other sessions hold are skipped. Each row is an attempt that must be ended by complete, fail, finish, release or snooze with (id, worker_id, attempt). Finding too little, it does some housekeeping first. Commit at once: until then nobody sees that the tasks run. Errors: TL001, TL007 the worker is not registered, or not since the server was started, TL011, TL012 its role may not claim one of its names in one of the queues.';
 
 create or replace function tasklib._check_max_tasks(max_tasks int)
@@ -110,6 +108,9 @@ as $$
 declare
   v_picked tasklib.ready[] := array[]::tasklib.ready[];
 begin
+  if worker.restricted then
+    perform tasklib._check_claim(worker, queues);
+  end if;
   for v_look in 1..2 loop
     if cardinality(queues) > 1 then
       v_picked := tasklib._pick(worker.types, queues, max_tasks);

@@ -2,7 +2,8 @@ create or replace function tasklib.complete(
   id uuid,
   worker_id uuid,
   attempt int,
-  result jsonb default null
+  result jsonb default null,
+  caller tasklib.caller default current_user
 )
   returns void
   language plpgsql
@@ -19,7 +20,7 @@ begin
     perform tasklib._reject('TL002', 'result has ' || octet_length(complete.result::text)
       || ' bytes as text', null, 'At most 1048576 are stored: keep large results elsewhere and return a reference.');
   end if;
-  v_run := tasklib._hold(complete.id, complete.worker_id, complete.attempt, 'completed');
+  v_run := tasklib._hold(complete.id, complete.worker_id, complete.attempt, 'completed', complete.caller);
   insert into tasklib.done (task_id, worker_id, started_at, finished_at, attempt, state, result)
   values (v_run.task_id, v_run.worker_id, v_run.started_at, clock_timestamp(), v_run.attempt, 1,
     complete.result);
@@ -28,10 +29,16 @@ begin
     case when v_run.unique_until = 'f' then array[v_run.task_id] end);
 end;
 $$;
-comment on function tasklib.complete(uuid, uuid, int, jsonb) is
-  'running to completed. Made to be the last statement of the transaction that did the work: it raises when the lease is not held, so that the work is rolled back. Errors: TL003 no such task, TL004 the lease is another''s, TL005 this attempt completed before, TL006 cancelled, TL007 the worker is not registered, TL002, TL011.';
+comment on function tasklib.complete(uuid, uuid, int, jsonb, tasklib.caller) is
+  'running to completed. Made to be the last statement of the transaction that did the work: it raises when the lease is not held, so that the work is rolled back. Errors: TL001, TL003 no such task, TL004 the lease is another''s, TL005 this attempt completed before, TL006 cancelled, TL007 the worker is not registered, TL002, TL011.';
 
-create or replace function tasklib._hold(id uuid, worker_id uuid, attempt int, outcome text)
+create or replace function tasklib._hold(
+  id uuid,
+  worker_id uuid,
+  attempt int,
+  outcome text,
+  caller text
+)
   returns tasklib.running
   language plpgsql
   volatile
@@ -41,7 +48,7 @@ declare
   v_run tasklib.running;
 begin
   perform tasklib._check_lease(_hold.id, _hold.worker_id, _hold.attempt);
-  perform tasklib._registration(_hold.worker_id);
+  perform tasklib._registration(_hold.worker_id, _hold.caller);
   v_run := tasklib._take_run(_hold.id, _hold.worker_id, _hold.attempt);
   if v_run.task_id is null then
     perform tasklib._lost(_hold.worker_id, _hold.id, _hold.attempt, _hold.outcome);
@@ -49,7 +56,7 @@ begin
   return v_run;
 end;
 $$;
-comment on function tasklib._hold(uuid, uuid, int, text) is
+comment on function tasklib._hold(uuid, uuid, int, text, text) is
   'Internal. Takes an attempt out of running; raises TL001 or TL003 to TL007 when the lease is not held.';
 
 create or replace function tasklib._check_lease(id uuid, worker_id uuid, attempt int)

@@ -18,8 +18,12 @@ declare
 begin
   -- waits for an open claim of this worker, whose tasks must be given back too
   perform from tasklib.worker where worker.id = deregister_worker.worker_id for update;
-  perform tasklib._registration(deregister_worker.worker_id,
-    anyones => tasklib._is_admin(deregister_worker.caller));
+  if not tasklib._is_admin(deregister_worker.caller)
+    or not exists (select from tasklib.worker
+      where worker.id = deregister_worker.worker_id and worker.lost_at is null)
+  then
+    perform tasklib._registration(deregister_worker.worker_id, deregister_worker.caller);
+  end if;
   update tasklib.worker
   set lost_at = clock_timestamp(), cleared_at = clock_timestamp(),
     crashed = deregister_worker.crashed is true

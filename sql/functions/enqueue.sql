@@ -39,7 +39,7 @@ begin
     return tasklib._insert_task(v_spec, enqueue.caller);
   end if;
 
-  select made.id, made.created into v_task 
+  select made.id, made.created into v_task
   from tasklib._insert_tasks(array[v_spec], false, enqueue.caller) as made;
   if not v_task.created then
     raise notice 'task % holds unique_key %: nothing was enqueued', v_task.id,

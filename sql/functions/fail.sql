@@ -5,7 +5,8 @@ create or replace function tasklib.fail(
   error text default null,
   retry boolean default true,
   retry_in interval default null,
-  cause text default 'error'
+  cause text default 'error',
+  caller tasklib.caller default current_user
 )
   returns tasklib.failed
   language plpgsql
@@ -21,11 +22,11 @@ begin
       'Pass ''error'', ''timeout'', ''crashed'' or ''lost''.');
   end if;
   return tasklib._fail(
-    tasklib._hold(fail.id, fail.worker_id, fail.attempt, 'failed'), fail.error,
+    tasklib._hold(fail.id, fail.worker_id, fail.attempt, 'failed', fail.caller), fail.error,
     coalesce(fail.retry, true), tasklib._clamp(fail.retry_in), fail.cause);
 end;
 $$;
-comment on function tasklib.fail(uuid, uuid, int, text, boolean, interval, text) is
+comment on function tasklib.fail(uuid, uuid, int, text, boolean, interval, text, tasklib.caller) is
   'running to failed: with the time of the next attempt, after least(cap, base * multiplier ^ (charged attempts - 1)) or retry_in, while retries are left; else for good. The error is clipped to 64 kB. cause crashed or lost also counts towards max_crashes. A task that was asked to cancel ends as cancelled. Returns (state, next_retry_at). Errors: TL001, TL003 to TL007, TL011.';
 
 -- The run is out of `running` already. The clock is read after that, so that run_at is above the time

@@ -2,7 +2,8 @@ create or replace function tasklib.finish(
   worker_id uuid,
   ids uuid[],
   attempts int[],
-  outcomes jsonb default null
+  outcomes jsonb default null,
+  caller tasklib.caller default current_user
 )
   returns setof text
   language plpgsql
@@ -21,7 +22,7 @@ declare
 begin
   perform tasklib._check_batch(ids, attempts);
   v_all_completed := tasklib._check_outcomes(outcomes, cardinality(ids));
-  perform tasklib._registration(finish.worker_id);
+  perform tasklib._registration(finish.worker_id, finish.caller);
 
   v_status := tasklib._complete_many(finish.worker_id, ids, attempts, outcomes);
   if not v_all_completed then
@@ -33,7 +34,7 @@ begin
   return query select unnest(v_status);
 end;
 $$;
-comment on function tasklib.finish(uuid, uuid[], int[], jsonb) is
+comment on function tasklib.finish(uuid, uuid[], int[], jsonb, tasklib.caller) is
   'End many attempts of one worker. outcomes: null when all completed without a result, else an array as long as ids, each element null (completed) or {"state": "completed", "result": …}, {"state": "failed", "error": "…", "retry": true, "retry_in": seconds, "cause": "error"}, {"state": "released"}, {"state": "snoozed", "seconds": n} or {"state": "cancelled", "error": "…"}. Returns one status a row, in the order of ids: ok; already (this attempt had the same outcome before: a repeated call); stale (the lease is another''s); cancelled; gone. Errors: TL001, TL002, TL007, TL011.';
 
 create or replace function tasklib._check_batch(ids uuid[], attempts int[])

@@ -1,4 +1,4 @@
-create or replace function tasklib.heartbeat(worker_id uuid)
+create or replace function tasklib.heartbeat(worker_id uuid, caller tasklib.caller default current_user)
   returns setof uuid
   language plpgsql
   security definer
@@ -8,17 +8,17 @@ create or replace function tasklib.heartbeat(worker_id uuid)
   set plan_cache_mode = force_generic_plan
 as $$
 begin
-  perform tasklib._registration(heartbeat.worker_id);
+  perform tasklib._registration(heartbeat.worker_id, heartbeat.caller);
   update tasklib.worker
   set lease_until = clock_timestamp() + worker.lease, graced = false
   where worker.id = heartbeat.worker_id and worker.lost_at is null;
   if not found then
-    perform tasklib._registration(heartbeat.worker_id);
+    perform tasklib._registration(heartbeat.worker_id, heartbeat.caller);
   end if;
   return query select asked.id from tasklib._cancel_requests(heartbeat.worker_id) as asked (id);
 end;
 $$;
-comment on function tasklib.heartbeat(uuid) is
+comment on function tasklib.heartbeat(uuid, tasklib.caller) is
   'Renew the lease of everything the worker holds. Returns the ids of its tasks that shall be cancelled. Errors: TL007 when it is no longer registered (its tasks are others'' now), TL011.';
 
 create or replace function tasklib._renew_late(worker tasklib.worker)
@@ -29,7 +29,9 @@ create or replace function tasklib._renew_late(worker tasklib.worker)
 as $$
 begin
   if worker.lease_until < clock_timestamp() + worker.lease / 10 then
-    perform tasklib.heartbeat(worker.id);
+    update tasklib.worker as late
+    set lease_until = clock_timestamp() + late.lease, graced = false
+    where late.id = _renew_late.worker.id and late.lost_at is null;
   end if;
 end;
 $$;

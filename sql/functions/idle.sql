@@ -2,7 +2,8 @@ create or replace function tasklib.idle(
   worker_id uuid,
   queues text[] default '{default}',
   max_wait interval default interval '10 seconds',
-  for_long boolean default false
+  for_long boolean default false,
+  caller tasklib.caller default current_user
 )
   returns float8
   language plpgsql
@@ -18,7 +19,7 @@ declare
   v_until timestamptz;
 begin
   perform tasklib._check_queues(idle.queues);
-  v_worker := tasklib._registration(idle.worker_id);
+  v_worker := tasklib._registration(idle.worker_id, idle.caller);
   perform tasklib._renew_late(v_worker);
   if v_worker.restricted then
     perform tasklib._check_claim(v_worker, idle.queues);
@@ -37,7 +38,7 @@ begin
       asleep_until = v_until, queues = idle.queues
     where worker.id = idle.worker_id and worker.lost_at is null;
     if not found then
-      perform tasklib._registration(idle.worker_id);
+      perform tasklib._registration(idle.worker_id, idle.caller);
     end if;
   end if;
   perform setval('tasklib.asleep_until', greatest(
@@ -48,7 +49,7 @@ begin
     select min(worker.lease_until) from tasklib.worker where worker.lost_at is null)) - v_now)::float8);
 end;
 $$;
-comment on function tasklib.idle(uuid, text[], interval, boolean) is
+comment on function tasklib.idle(uuid, text[], interval, boolean, tasklib.caller) is
   'A worker that found nothing goes to sleep. Until it wakes (max_wait at most) an enqueue sends NOTIFY on the channel tasklib. Returns the seconds to sleep: until max_wait, until a delayed task is due, or until the lease of a worker runs out that sends no more heartbeats, whichever is first. LISTEN, call idle, claim once more, then sleep. for_long: it has been idle for a while; this counts as a heartbeat, and the worker needs to look only when the payload of a notification has its id, so that not all run for one task. Any other worker that sleeps looks at every notification. Errors: TL001, TL007, TL011, TL012.';
 
 create or replace function tasklib._next_due()

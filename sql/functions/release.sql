@@ -1,4 +1,9 @@
-create or replace function tasklib.release(worker_id uuid, ids uuid[], attempts int[])
+create or replace function tasklib.release(
+  worker_id uuid,
+  ids uuid[],
+  attempts int[],
+  caller tasklib.caller default current_user
+)
   returns setof text
   language plpgsql
   security definer
@@ -9,10 +14,10 @@ begin
   return query
     select * from tasklib.finish(release.worker_id, release.ids, release.attempts, (
       select coalesce(jsonb_agg('{"state": "released"}'::jsonb), '[]')
-      from generate_series(1, cardinality(release.ids))));
+      from generate_series(1, cardinality(release.ids))), release.caller);
 end;
 $$;
-comment on function tasklib.release(uuid, uuid[], int[]) is
+comment on function tasklib.release(uuid, uuid[], int[], tasklib.caller) is
   'Give back what was not started: ready again, behind those that are ready now, and not charged (the eleventh release of a task counts as a failed attempt). Returns a status a row, as finish does. Errors: TL001, TL002, TL007, TL011.';
 
 create or replace function tasklib._release(run tasklib.running)

@@ -5,7 +5,7 @@ create or replace function tasklib.set_limit(
   max_priority int default null,
   max_retries int default null,
   max_delay interval default null,
-  max_backlog bigint default null,
+  max_backlog int default null,
   caller tasklib.caller default current_user
 )
   returns void
@@ -46,7 +46,7 @@ begin
   perform tasklib._apply_rules();
 end;
 $$;
-comment on function tasklib.set_limit(text, int, int, int, int, interval, bigint, tasklib.caller) is
+comment on function tasklib.set_limit(text, int, int, int, int, interval, int, tasklib.caller) is
   'Make the limits of a role for what it enqueues exactly these; null: none. max_bytes: of kwargs as text. min_priority, max_priority, max_retries, max_delay: what it may ask for; defaults that a worker registered are not looked at. max_backlog: how many unfinished tasks it may have, as tick counted them last. Of several, the one for the role itself counts, else the smallest of its groups, else that of public; each role has its own backlog. Errors: TL001, TL002.';
 
 create or replace function tasklib.drop_limit(role text)

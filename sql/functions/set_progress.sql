@@ -3,7 +3,8 @@ create or replace function tasklib.set_progress(
   worker_id uuid,
   attempt int,
   fraction float8,
-  message text default null
+  message text default null,
+  caller tasklib.caller default current_user
 )
   returns void
   language plpgsql
@@ -15,7 +16,7 @@ create or replace function tasklib.set_progress(
 as $$
 begin
   perform tasklib._check_lease(set_progress.id, set_progress.worker_id, set_progress.attempt);
-  perform tasklib._registration(set_progress.worker_id);
+  perform tasklib._registration(set_progress.worker_id, set_progress.caller);
   if not exists (
     select from tasklib.running
     where running.task_id = set_progress.id and running.worker_id = set_progress.worker_id
@@ -33,5 +34,5 @@ begin
     set updated_at = excluded.updated_at, fraction = excluded.fraction, message = excluded.message;
 end;
 $$;
-comment on function tasklib.set_progress(uuid, uuid, int, float8, text) is
+comment on function tasklib.set_progress(uuid, uuid, int, float8, text, tasklib.caller) is
   'Say how far a running task is: a fraction from 0 to 1 (or null) and a message, of which 1000 characters are kept. Shown in tasklib.tasks. Errors: TL001, TL003, TL004, TL006, TL007, TL011.';

@@ -1,4 +1,10 @@
-create or replace function tasklib.snooze(id uuid, worker_id uuid, attempt int, delay interval)
+create or replace function tasklib.snooze(
+  id uuid,
+  worker_id uuid,
+  attempt int,
+  delay interval,
+  caller tasklib.caller default current_user
+)
   returns timestamptz
   language plpgsql
   security definer
@@ -14,10 +20,11 @@ begin
   end if;
   perform tasklib._check_time(snooze.delay, null);
   return tasklib._snooze(
-    tasklib._hold(snooze.id, snooze.worker_id, snooze.attempt, 'snoozed'), snooze.delay);
+    tasklib._hold(snooze.id, snooze.worker_id, snooze.attempt, 'snoozed', snooze.caller),
+    snooze.delay);
 end;
 $$;
-comment on function tasklib.snooze(uuid, uuid, int, interval) is
+comment on function tasklib.snooze(uuid, uuid, int, interval, tasklib.caller) is
   'Put off a running task: it runs again after delay, and the attempt is not charged. Returns when. Errors: TL001, TL003 to TL007, TL011.';
 
 create or replace function tasklib._snooze(run tasklib.running, delay interval)

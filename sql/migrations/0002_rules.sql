@@ -15,10 +15,7 @@ comment on column tasklib.config.enqueue_ruled is
 comment on column tasklib.config.claim_ruled is
   'There are rules for workers; also in each worker''s row, which claim reads anyway.';
 
-alter table tasklib.worker add column role text;
 alter table tasklib.worker add column restricted boolean not null default false;
-comment on column tasklib.worker.role is
-  'Whose rules it goes by. Differs from registered_by, the role of its session, inside SECURITY DEFINER functions of others; null when release 0.1.0 registered it.';
 comment on column tasklib.worker.restricted is
   'As config.claim_ruled: claim has to look at the rules.';
 
@@ -44,7 +41,7 @@ create table tasklib.role_limit (
   max_priority int,
   max_retries int,
   max_delay interval,
-  max_backlog bigint,
+  max_backlog int,
   set_by text not null,
   set_at timestamptz not null,
   constraint role_limit_pkey primary key (role)
@@ -98,4 +95,13 @@ drop function if exists
   tasklib.retry(uuid),
   tasklib.reschedule(uuid, timestamptz, interval, int, text),
   tasklib.register_worker(text, interval, jsonb, jsonb),
+  tasklib.claim(uuid, text[], int),
+  tasklib.complete(uuid, uuid, int, jsonb),
+  tasklib.fail(uuid, uuid, int, text, boolean, interval, text),
+  tasklib.finish(uuid, uuid[], int[], jsonb),
+  tasklib.release(uuid, uuid[], int[]),
+  tasklib.snooze(uuid, uuid, int, interval),
+  tasklib.heartbeat(uuid),
+  tasklib.set_progress(uuid, uuid, int, float8, text),
+  tasklib.idle(uuid, text[], interval, boolean),
   tasklib.deregister_worker(uuid, boolean);

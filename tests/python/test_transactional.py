@@ -596,6 +596,8 @@ def wire(database: str, tmp_path: Any) -> Iterator[Wire]:
         ("tasklib.complete", True, 1, [2]),
         ("tasklib.complete", False, 1, [2]),
         ("transaction_timestamp", True, 1, [2]),
+        ("insert into effect", True, 1, [2]),
+        ("insert into effect", False, 1, [2]),
     ],
 )
 def test_a_lost_answer_is_asked_for(

@@ -20,6 +20,7 @@ TABLES = (
     *("task", "ready", "delayed", "waiting", "parked", "running", "done", "failure", "allowance"),
     *("progress", "tag", "cancel_request", "unique_key", "gate", "gate_check", "worker"),
     *("task_type", "queue", "mark", "time_mark", "horizon", "config"),
+    *("rule", "role_limit", "backlog", "backlog_round"),
 )
 # A pooler says made-up process ids: then it is any session of the test's database.
 BLOCKED = """
@@ -219,6 +220,26 @@ def in_background(work: Callable[[], Any]) -> Generator[Future[Any]]:
     """Run something that waits for what the block does."""
     with ThreadPoolExecutor(1) as pool:
         yield pool.submit(work)
+
+
+@contextmanager
+def acting_as(conn: Connection[Any], role: str) -> Generator[Connection[Any]]:
+    """Set the role of a session for the block."""
+    run(conn, f"set role {role}")
+    try:
+        yield conn
+    finally:
+        run(conn, "reset role")
+
+
+@contextmanager
+def logged_in_as(conn: Connection[Any], role: str) -> Generator[Connection[Any]]:
+    """Make a superuser's session that of another role for the block, as if it had logged in."""
+    run(conn, f"set session authorization {role}")
+    try:
+        yield conn
+    finally:
+        run(conn, "reset session authorization")
 
 
 def fingerprint(conn: Connection[Any], tables: Sequence[str] = TABLES) -> dict[str, str]:

@@ -187,6 +187,21 @@ def test_a_gap_in_which_nobody_ticked_gives_every_worker_a_lease_of_grace(conn):
     complete(conn, worker, held)
 
 
+def test_a_gap_as_long_as_half_a_lease_is_one_also_when_the_server_runs_for_long(conn):
+    # younger, it would pass for one that was just started
+    run(
+        conn,
+        "select pg_sleep(extract(epoch from"
+        " pg_postmaster_start_time() + interval '35 seconds' - clock_timestamp()))",
+    )
+    worker = register(conn, lease="10 seconds")
+    tick(conn)
+    gap(conn, "31 seconds")
+
+    assert tick(conn) is not None
+    rows(conn, "heartbeat", worker_id=worker)
+
+
 def test_grace_is_given_once_and_not_at_every_gap(conn):
     worker, slow = register(conn), register(conn, lease="24 hours")
     task_id = enqueue(conn)

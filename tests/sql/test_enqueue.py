@@ -159,7 +159,7 @@ def test_null_takes_the_default_of_an_option(conn):
 
 
 def test_a_task_gets_the_defaults_that_its_name_was_registered_with(conn):
-    register(
+    worker = register(
         conn,
         {
             "name": "t",
@@ -171,8 +171,9 @@ def test_a_task_gets_the_defaults_that_its_name_was_registered_with(conn):
     )
     seen = task(conn, enqueue(conn))
 
-    assert (seen.queue, seen.priority, seen.max_retries) == ("mail", 5, 1)
-    assert seen.timeout_seconds == 30
+    for shown in (seen, claim_one(conn, worker, ["mail"])):
+        assert (shown.queue, shown.priority, shown.max_retries) == ("mail", 5, 1)
+        assert shown.timeout_seconds == 30
 
 
 def test_an_option_wins_over_the_default_of_its_name(conn):

@@ -476,8 +476,11 @@ USUAL = {
     "ids": [],
     "attempts": [],
     "attempt": 1,
+    "role": "public",
+    "action": "enqueue",
+    "strict": False,
 }
-DOCUMENTED = {f"TL{n:03}" for n in range(1, 12)}
+DOCUMENTED = {f"TL{n:03}" for n in range(1, 15)}
 FUNCTIONS = (
     *(
         "enqueue",
@@ -491,6 +494,7 @@ FUNCTIONS = (
     *("complete", "fail", "finish", "release", "snooze", "set_progress", "cancel", "retry"),
     *("reschedule", "get", "list", "purge", "set_queue", "pause", "resume", "deregister_worker"),
     *("tick", "sweep", "shard_of", "version"),
+    *("set_rule", "drop_rule", "set_limit", "drop_limit", "set_strict"),
 )
 
 
@@ -502,7 +506,8 @@ def test_every_argument_of_every_function_survives_odd_values(conn, function):
     signature = run(
         conn,
         "select name, type::regtype::text from pg_proc, unnest(proargnames, proargtypes::oid[])"
-        " as argument (name, type) where pronamespace = 'tasklib'::regnamespace and proname = %s",
+        " as argument (name, type) where pronamespace = 'tasklib'::regnamespace and proname = %s"
+        " and type <> 'tasklib.caller'::regtype",
         function,
     )
     usual = {**USUAL, "worker_id": worker, "id": held.id}
@@ -550,6 +555,10 @@ REFUSED_BY_THE_SERVER = [
     ("22P02", "select tasklib.cancel('7')"),
     ("22007", "select tasklib.enqueue('t', delay => 'soon')"),
     ("22008", "select tasklib.enqueue('t', scheduled_at => '999999-01-01')"),
+    ("22015", "select tasklib.enqueue('t', delay => '1000000000000 years')"),
+    ("22003", "select tasklib.enqueue('t', priority => '2147483648')"),
+    ("2202E", "select tasklib.claim(null, '[1:0]={}')"),
+    ("54001", f"select tasklib.enqueue('t', '{'[' * 100_000}')"),
 ]
 
 

@@ -88,8 +88,11 @@ def test_the_mark_moves_while_another_transaction_writes_elsewhere(conn, make_co
     assert sweep(conn) == 0
 
 
-def test_the_mark_does_not_pass_a_transaction_that_enqueues(conn, make_conn, worker):
+@pytest.mark.parametrize("is_first", [True, False])
+def test_the_mark_does_not_pass_a_transaction_that_enqueues(conn, make_conn, worker, is_first):
     producer = make_conn()
+    if not is_first:
+        turn_over(conn, worker)
     with transaction(producer):
         kept = enqueue(producer)
         before = one(conn, "select last_value from tasklib.position")
@@ -201,6 +204,21 @@ def test_the_time_mark_moves_on_but_not_past_a_transaction_that_enqueues(conn, m
     assert sweep(conn) == 0
 
 
+def test_a_later_task_does_not_draw_the_time_mark_past_an_open_transaction(conn, make_conn, worker):
+    producer = make_conn()
+    enqueue(conn, delay="1 hour")
+    for _ in range(2):
+        tick_through(conn, 20)
+    with transaction(producer):
+        soon = enqueue(producer, delay="1 second")
+        tick(conn)
+    advance(conn, "2 seconds")
+    tick(conn)
+
+    assert claim_one(conn, worker).id == soon
+    assert sweep(conn) == 0
+
+
 def test_a_delayed_enqueue_that_waits_for_its_unique_key_is_not_hidden(conn, make_conn, worker):
     writer, holder, producer = make_conn(), make_conn(), make_conn()
     run(writer, "begin")
@@ -302,6 +320,7 @@ def test_notes_of_another_cluster_do_not_keep_dead_workers_alive(conn):
     tick_through(conn, 200)
 
     assert one(conn, "select cause from tasklib.failures where task_id = %s", held.id) == "lost"
+    assert one(conn, "select seconds_since_tick from tasklib.tick_health") < 3600
 
 
 def test_ticking_twice_at_once_is_not_waited_for(conn, make_conn):

@@ -88,7 +88,7 @@ def test_nothing_is_parked_while_somebody_takes_any_name(conn):
     any_name = register(conn)
     register(conn, "t")
     enqueue(conn, "unknown")
-    tick(conn)
+    assert tick(conn).parked == 0
     assert parked(conn) == 0
     call(conn, "deregister_worker", worker_id=any_name)
     tick(conn)

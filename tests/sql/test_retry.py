@@ -129,6 +129,14 @@ def test_the_wait_is_capped_at_an_hour_however_often_it_fails(conn, worker):
     assert len(seconds) == 120
 
 
+def test_no_number_of_attempts_is_too_high_for_a_wait(conn):
+    worker = register(conn)
+    enqueue(conn, max_retries=1000, backoff={"multiplier": 100})
+    run(conn, "update tasklib.ready set attempt = 900")
+
+    assert fail(conn, worker, claim_one(conn, worker)).next_retry_at is not None
+
+
 def test_jitter_moves_the_wait_by_at_most_its_share(conn, worker):
     for _ in range(40):
         enqueue(conn, backoff={"base_seconds": 100, "jitter": 0.5})

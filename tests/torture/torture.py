@@ -29,7 +29,7 @@ from checks import Book, Court, Violations  # noqa: E402
 from faults import Faults, Plan, program, until, worker  # noqa: E402
 from fleet import CALM, Fleet, find  # noqa: E402
 from ledger import Reader  # noqa: E402
-from mutations import MUTANTS, REQUIRED  # noqa: E402
+from sabotage import MUTANTS, REQUIRED  # noqa: E402
 from stage import Stage  # noqa: E402
 
 LONG = Plan(

@@ -177,12 +177,18 @@ class _Attempt:
             return ends.impossible(error)
         if self._hold.is_cut:
             return ends.RELEASED
-        is_shutdown = connection.closed and sqlstate in _SHUTDOWN
-        if is_shutdown or (self._stage == "begin" and is_infrastructure(error)):
+        # A server that dies has no time for a code. Should the task's own statement have killed it:
+        # releases are not without end.
+        is_gone = connection.broken and (sqlstate in _SHUTDOWN or _says_nothing(error))
+        if is_gone or (self._stage == "begin" and is_infrastructure(error)):
             told = "%s is given back: its connection broke (%s)"
             log.warning(told, self._run.claimed.name, type(error).__name__, extra=self._run.log)
             return ends.RELEASED
         raise error
+
+
+def _says_nothing(error: BaseException) -> bool:
+    return isinstance(error, psycopg.OperationalError) and error.sqlstate is None
 
 
 def _run(
