@@ -170,13 +170,14 @@ def migrate(
         with _connected(conninfo) as conn:
             with conn.transaction():
                 conn.execute(_BEGIN)
-                if _extension_is_current(conn, sql):
-                    return []
+                is_extension = _extension_is_current(conn, sql)
                 if plan:
                     return _names(_pending(conn, sql))
-                _wait_for_turn(conn, on_wait)
-                is_superuser = _become_owner(conn)
-                names = _apply_patiently(conn, sql, on_wait, is_superuser=is_superuser)
+                names: list[str] = []
+                if not is_extension:
+                    _wait_for_turn(conn, on_wait)
+                    is_superuser = _become_owner(conn)
+                    names = _apply_patiently(conn, sql, on_wait, is_superuser=is_superuser)
             _drop_left_over(conn)
             return names
     except psycopg.Error as error:

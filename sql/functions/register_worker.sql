@@ -49,7 +49,7 @@ begin
 end;
 $$;
 comment on function tasklib.register_worker(text, interval, jsonb, jsonb, tasklib.caller) is
-  'Begin one start of one worker process and return its id, never used again. task_types: an array of names, or of objects {"name", "queue", "priority", "max_retries", "timeout_seconds", "backoff", "max_crashes"} whose options become the defaults of the name for every producer (a plain name leaves stored defaults as they are); null: it takes tasks of any name. lease: how long its tasks stay its own after its last heartbeat. Call it in a transaction of its own. Errors: TL001, TL002, TL012 its role may not claim a name, or not in the default queue that it gives it.';
+  'Begin one start of one worker process and return its id, never used again. task_types: an array of names, or of objects {"name", "queue", "priority", "max_retries", "timeout_seconds", "backoff", "max_crashes", "sensitive": ["token"]} whose options become the defaults of the name for every producer (a plain name leaves stored defaults as they are); null: it takes tasks of any name. lease: how long its tasks stay its own after its last heartbeat. Call it in a transaction of its own. Errors: TL001, TL002, TL012 its role may not claim a name, or not in the default queue that it gives it.';
 
 -- Sorted by name, so that two workers that start at once wait for each other instead of deadlocking.
 create or replace function tasklib._store_task_types(task_types jsonb, now timestamptz)
