@@ -224,6 +224,9 @@ class Fuzz:
             "max_retries": "2",
             "priority": "5",
             "max_crashes": "2",
+            "role": dice.choice(["public", "tasklib_producer"]),
+            "action": dice.choice(["enqueue", "claim"]),
+            "strict": dice.choice(["true", "false"]),
         }
         outcomes = [
             {"state": "completed", "result": {"value": [1, "x"]}},
