@@ -235,7 +235,25 @@ def test_functions_run_whatever_the_search_path_lacks(conn):
     assert one(conn, "select shard_of from tasklib.shard_of(gen_random_uuid())") is not None
 
 
-def test_a_plain_owner_of_a_database_can_install(conn, make_conn, server):
+def bound_by_rules(session, person):
+    """Let the owner, who is no superuser, set rules, and a producer run into them."""
+    member, admin = person("tasklib_producer"), person("tasklib_admin")
+    run(session, "reset session authorization")
+    with acting_as(session, admin):
+        call(session, "set_rule", role=member, action="enqueue", queue="mail")
+        call(session, "set_limit", role="public", max_priority=5)
+    with acting_as(session, member):
+        mine = enqueue(session, queue="mail", priority=5)
+        with refused("TL012"):
+            enqueue(session)
+        with refused("TL013"):
+            enqueue(session, queue="mail", priority=6)
+        assert [row.id for row in rows(session, "list")] == [mine]
+    with acting_as(session, person("tasklib_producer")), refused("TL003"):
+        call(session, "cancel", id=mine)
+
+
+def test_a_plain_owner_of_a_database_can_install(conn, make_conn, server, person):
     """Managed services give CREATEROLE and no superuser; some not even that."""
     owner, database = f"owner_{uuid4().hex[:8]}", f"plain_{uuid4().hex[:8]}"
     run(conn, f"create role {owner} login nosuperuser nocreaterole")
@@ -250,6 +268,7 @@ def test_a_plain_owner_of_a_database_can_install(conn, make_conn, server):
             complete(session, worker, claim_one(session, worker))
             assert state(session, task_id) == "completed"
             assert tick(session) is not None
+            bound_by_rules(session, person)
     finally:
         run(conn, f"drop database {database} with (force)")
         run(conn, f"drop role {owner}")

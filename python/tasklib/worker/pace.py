@@ -124,15 +124,18 @@ class Load:
 
     Attributes:
         seconds: How long a task takes; None before the first.
+        slowest: How long the slow ones take that come from time to time.
         bytes: How large its arguments are.
     """
 
     seconds: float | None = None
+    slowest: float = 0.0
     bytes: float = 0.0
 
     def ended(self, seconds: float) -> None:
         """Count how long one task took."""
         self.seconds = seconds if self.seconds is None else self.seconds * 0.9 + seconds * 0.1
+        self.slowest = max(seconds, self.slowest * 0.99)
 
     def claimed(self, size: int) -> None:
         """Count how large the arguments of one task were."""
@@ -140,7 +143,7 @@ class Load:
 
     def ahead(self, concurrency: int) -> int:
         """Return how many tasks may wait here for a slot: none that would wait for long."""
-        if self.seconds is None:
-            return 0
+        if self.seconds is None or self.slowest > LOOKAHEAD_SECONDS:
+            return 0  # behind a slow one, what was claimed ahead would wait, and have to go back
         in_time = concurrency * LOOKAHEAD_SECONDS / max(self.seconds, 0.0001)
         return int(min(in_time, MOST_AHEAD, MOST_AHEAD_BYTES / max(self.bytes, 1.0)))
