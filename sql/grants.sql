@@ -28,24 +28,15 @@ begin
 end
 $do$;
 
--- From the roles, too: an older version may have granted what this one does not.
-do $do$
-declare
-  v_all text := (
-    select concat_ws(', ', 'public', string_agg(quote_ident(rolname), ', '))
-    from pg_catalog.pg_roles
-    where rolname in ('tasklib_producer', 'tasklib_worker', 'tasklib_observer', 'tasklib_admin'));
-begin
-  execute 'revoke all on schema tasklib from ' || v_all;
-  execute 'revoke all on all tables in schema tasklib from ' || v_all;
-  execute 'revoke all on all sequences in schema tasklib from ' || v_all;
-  execute 'revoke all on all functions in schema tasklib from ' || v_all;
-end
-$do$;
+revoke all on schema tasklib from public;
+revoke all on all tables in schema tasklib from public;
+revoke all on all sequences in schema tasklib from public;
+revoke all on all functions in schema tasklib from public;
 -- A value of caller must not be kept (see there), and a column of the others would hold up migrations.
 revoke all on type tasklib.caller, tasklib.task_spec, tasklib.enqueued, tasklib.claimed, tasklib.failed,
   tasklib.ticked from public;
 
+-- First what an older version granted, and this one does not.
 do $do$
 begin
   if exists (select from pg_catalog.pg_roles where rolname = 'tasklib_producer') then
@@ -84,7 +75,7 @@ begin
       tasklib.release(uuid, uuid[], int[], tasklib.caller),
       tasklib.snooze(uuid, uuid, int, interval, tasklib.caller),
       tasklib.set_progress(uuid, uuid, int, float8, text, tasklib.caller),
-      tasklib.deregister_worker(uuid, boolean, tasklib.caller),
+      tasklib.deregister_worker(uuid, boolean, uuid[], tasklib.caller),
       tasklib.tick(int),
       tasklib.sweep(),
       tasklib.shard_of(uuid),
@@ -130,7 +121,7 @@ begin
       tasklib.set_limit(text, int, int, int, int, interval, int, tasklib.caller),
       tasklib.drop_limit(text),
       tasklib.set_strict(boolean),
-      tasklib.deregister_worker(uuid, boolean, tasklib.caller),
+      tasklib.deregister_worker(uuid, boolean, uuid[], tasklib.caller),
       tasklib.tick(int),
       tasklib.sweep(),
       tasklib.shard_of(uuid),

@@ -30,7 +30,7 @@ begin
 end;
 $$;
 comment on function tasklib.complete(uuid, uuid, int, jsonb, tasklib.caller) is
-  'running to completed. Made to be the last statement of the transaction that did the work: it raises when the lease is not held, so that the work is rolled back. Errors: TL003 no such task, TL004 the lease is another''s, TL005 this attempt completed before, TL006 cancelled, TL007 the worker is not registered, TL002, TL011.';
+  'running to completed. Made to be the last statement of the transaction that did the work: it raises when the lease is not held, so that the work is rolled back. Errors: TL001, TL003 no such task, TL004 the lease is another''s, TL005 this attempt completed before, TL006 cancelled, TL007 the worker is not registered, TL002, TL011.';
 
 create or replace function tasklib._hold(
   id uuid,

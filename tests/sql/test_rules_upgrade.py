@@ -90,6 +90,7 @@ def test_calls_that_are_under_way_go_on(old, warm):
                 name: pool.submit(run, session, CALLS[name], **given[name])
                 for name, session in sessions.items()
             }
+            waiting = 0
             for _ in range(200):
                 waiting = one(
                     helper,
