@@ -20,6 +20,9 @@ LINT_STAMP := .venv/.installed-lint
 # What migrate sets itself (timeouts), and what is meant: narrow columns in the hot tables.
 SQUAWK_EXCLUDE := require-lock-timeout,require-statement-timeout,ban-char-field,prefer-bigint-over-int,prefer-bigint-over-smallint
 
+.PHONY: help setup demo test lint format types audit check docs model fuzz torture failover upgrade mutants servers \
+  bench soak bench-sql install-extension build release clean
+.PHONY: help setup demo test lint format types check docs bench soak model fuzz bench-sql build release clean
 .PHONY: help setup demo test lint format types check docs servers failover bench soak bench-sql build release clean
 .PHONY: help setup demo test lint format types check docs bench soak model bench-sql build release clean
 .PHONY: help setup demo test lint format types check docs torture bench soak bench-sql build release clean
@@ -99,6 +102,9 @@ soak: $(STAMP) ## a million tasks through one worker; ARGS='--held' beside a hel
 
 model: $(STAMP) ## the SQL beside its model, for long; ARGS='--steps 1000000' or '--minutes 30'
 	@$(BIN)/python tests/model/run.py $(ARGS)
+
+fuzz: $(STAMP) ## hostile arguments for every SQL function, for long; ARGS=--calls=1000000
+	@$(BIN)/python tests/fuzz/run.py $(ARGS)
 
 bench-sql: $(STAMP) ## CPU and WAL a task, beside a classic one-table queue
 	@$(BIN)/python tests/bench/bench_sql.py $(ARGS)

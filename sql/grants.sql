@@ -1,6 +1,7 @@
 -- Applied last, every time. PUBLIC gets nothing; nobody gets rights on tables; each role gets the
--- functions of its trade. Roles belong to the whole cluster, and making them needs CREATEROLE: where
--- that is missing, a DBA makes the four roles and this file is applied again.
+-- functions of its trade, and loses what an older release gave it. Roles belong to the whole cluster, and
+-- making them needs CREATEROLE: where that is missing, a DBA makes the four roles and this file is
+-- applied again.
 do $do$
 declare
   v_role text;
@@ -35,26 +36,14 @@ revoke all on all functions in schema tasklib from public;
 revoke all on type tasklib.caller, tasklib.task_spec, tasklib.enqueued, tasklib.claimed, tasklib.failed,
   tasklib.ticked from public;
 
--- What an older version granted, and this one does not.
-do $do$
-declare
-  v_role text;
-begin
-  for v_role in
-    select rolname from pg_catalog.pg_roles
-    where rolname in ('tasklib_producer', 'tasklib_worker', 'tasklib_observer', 'tasklib_admin')
-  loop
-    execute format('revoke all on schema tasklib from %I', v_role);
-    execute format('revoke all on all tables in schema tasklib from %I', v_role);
-    execute format('revoke all on all sequences in schema tasklib from %I', v_role);
-    execute format('revoke all on all functions in schema tasklib from %I', v_role);
-  end loop;
-end
-$do$;
-
+-- First what an older version granted, and this one does not.
 do $do$
 begin
   if exists (select from pg_catalog.pg_roles where rolname = 'tasklib_producer') then
+    revoke all on schema tasklib from tasklib_producer;
+    revoke all on all tables in schema tasklib from tasklib_producer;
+    revoke all on all sequences in schema tasklib from tasklib_producer;
+    revoke all on all functions in schema tasklib from tasklib_producer;
     grant usage on schema tasklib to tasklib_producer;
     grant execute on function
       tasklib.enqueue(text, jsonb, text, int, interval, timestamptz, int, float8, jsonb, text, text, jsonb, text, jsonb, tasklib.caller),
@@ -69,6 +58,10 @@ begin
     to tasklib_producer;
   end if;
   if exists (select from pg_catalog.pg_roles where rolname = 'tasklib_worker') then
+    revoke all on schema tasklib from tasklib_worker;
+    revoke all on all tables in schema tasklib from tasklib_worker;
+    revoke all on all sequences in schema tasklib from tasklib_worker;
+    revoke all on all functions in schema tasklib from tasklib_worker;
     grant usage on schema tasklib to tasklib_worker;
     grant execute on function
       tasklib.register_worker(text, interval, jsonb, jsonb, tasklib.caller),
@@ -82,7 +75,7 @@ begin
       tasklib.release(uuid, uuid[], int[], tasklib.caller),
       tasklib.snooze(uuid, uuid, int, interval, tasklib.caller),
       tasklib.set_progress(uuid, uuid, int, float8, text, tasklib.caller),
-      tasklib.deregister_worker(uuid, boolean, tasklib.caller),
+      tasklib.deregister_worker(uuid, boolean, uuid[], tasklib.caller),
       tasklib.tick(int),
       tasklib.sweep(),
       tasklib.shard_of(uuid),
@@ -90,6 +83,10 @@ begin
     to tasklib_worker;
   end if;
   if exists (select from pg_catalog.pg_roles where rolname = 'tasklib_observer') then
+    revoke all on schema tasklib from tasklib_observer;
+    revoke all on all tables in schema tasklib from tasklib_observer;
+    revoke all on all sequences in schema tasklib from tasklib_observer;
+    revoke all on all functions in schema tasklib from tasklib_observer;
     grant usage on schema tasklib to tasklib_observer;
     grant select on tasklib.queue_stats, tasklib.task_stats, tasklib.worker_health,
       tasklib.stuck_tasks, tasklib.tick_health, tasklib.rules, tasklib.limits to tasklib_observer;
@@ -101,6 +98,10 @@ begin
     grant execute on function tasklib.shard_of(uuid), tasklib.version() to tasklib_observer;
   end if;
   if exists (select from pg_catalog.pg_roles where rolname = 'tasklib_admin') then
+    revoke all on schema tasklib from tasklib_admin;
+    revoke all on all tables in schema tasklib from tasklib_admin;
+    revoke all on all sequences in schema tasklib from tasklib_admin;
+    revoke all on all functions in schema tasklib from tasklib_admin;
     grant usage on schema tasklib to tasklib_admin;
     grant select on tasklib.tasks, tasklib.failures, tasklib.queue_stats, tasklib.task_stats,
       tasklib.worker_health, tasklib.stuck_tasks, tasklib.tick_health, tasklib.rules,
@@ -120,7 +121,7 @@ begin
       tasklib.set_limit(text, int, int, int, int, interval, int, tasklib.caller),
       tasklib.drop_limit(text),
       tasklib.set_strict(boolean),
-      tasklib.deregister_worker(uuid, boolean, tasklib.caller),
+      tasklib.deregister_worker(uuid, boolean, uuid[], tasklib.caller),
       tasklib.tick(int),
       tasklib.sweep(),
       tasklib.shard_of(uuid),

@@ -8,7 +8,11 @@ select
   task.name,
   task.queue,
   place.state,
-  task.kwargs,
+  case when type.sensitive is null then task.kwargs else (
+    select coalesce(jsonb_object_agg(entry.key,
+      case when entry.key = any (type.sensitive) then '"***"' else entry.value end), '{}')
+    from jsonb_each(task.kwargs) as entry)
+  end as kwargs,
   place.result,
   coalesce(place.error, last_failure.error) as error,
   greatest(0, place.attempt - 1 - coalesce(allowance.excused, 0)) as retry_count,

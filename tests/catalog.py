@@ -16,7 +16,8 @@ relation as (
 select format('schema owner=%s acl=%s', pg_get_userbyid(nspowner) = current_user, nspacl)
 from pg_namespace where nspname = 'tasklib'
 union all
-select format('relation %s owner=%s persistence=%s options=%s acl=%s security=%s replica=%s tablespace=%s',
+select format(
+  'relation %s owner=%s persistence=%s options=%s acl=%s security=%s replica=%s tablespace=%s',
   label, relowner = (select nspowner from pg_namespace where nspname = 'tasklib'), relpersistence,
   reloptions, relacl, (relrowsecurity, relforcerowsecurity), relreplident, reltablespace)
 from relation
@@ -32,7 +33,8 @@ left join pg_attrdef as d on d.adrelid = r.oid and d.adnum = a.attnum
 union all
 select format('view %s %s', r.label, pg_get_viewdef(r.oid)) from relation as r where relkind = 'v'
 union all
-select format('index %s %s', pg_get_indexdef(r.oid), (i.indisvalid, i.indisclustered, i.indisreplident))
+select format('index %s %s', pg_get_indexdef(r.oid),
+  (i.indisvalid, i.indisclustered, i.indisreplident))
 from relation as r join pg_index as i on i.indexrelid = r.oid
 union all
 select format('sequence %s %s', r.label, (s.seqtypid::regtype, s.seqstart, s.seqincrement,

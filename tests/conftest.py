@@ -25,6 +25,14 @@ for name in list(os.environ):
         del os.environ[name]
 
 
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Through a pooler, leave out what needs a session of its own."""
+    if pgbouncer.is_wanted():
+        bound = [item for item in items if pgbouncer.needs_a_session(item.nodeid)]
+        config.hook.pytest_deselected(items=bound)
+        items[:] = [item for item in items if not pgbouncer.needs_a_session(item.nodeid)]
+
+
 @pytest.fixture(scope="session")
 def server() -> Generator[Server]:
     """A PostgreSQL server for this run."""

@@ -39,11 +39,11 @@ SHORT_POOLED = (
     "tests/cli/test_worker_command.py",
     "tests/python/test_connection_argument.py",
     "tests/python/test_module_functions.py",
-    "tests/python/test_roles.py",
+    "tests/python/test_worker_processes.py",
     "tests/python/test_worker_runs_tasks.py",
     "tests/spec/test_sql.py",
     "tests/sql/test_enqueue.py",
-    "tests/sql/test_roles.py",
+    "tests/sql/test_unique_key.py",
 )
 
 

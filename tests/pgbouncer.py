@@ -12,14 +12,12 @@ import signal
 import subprocess
 import tempfile
 import time
-from collections.abc import Generator
-from contextlib import contextmanager
+from fnmatch import fnmatchcase
 from pathlib import Path
 
 import psycopg
 from psycopg.conninfo import conninfo_to_dict, make_conninfo
 
-from servers import Server
 from tasklib import _account
 
 # Servers of their own, or nothing that a pooler could be in front of.
@@ -38,6 +36,42 @@ NOT_POOLED = (
 
 PORT = 6432
 START_SECONDS = 20.0
+
+# Tests that need a session of their own, and why; * stands for any part of a name.
+NEEDS_A_SESSION = {
+    "they set a role for the session, and look as somebody else from another one": (
+        "tests/sql/test_roles.py::*",
+        "tests/sql/test_rules*.py::*",
+        "tests/spec/test_sql.py::test_a_role_without_grants_can_do_nothing",
+        "tests/cli/test_doctor.py::test_a_role_that_may_not_look_is_told_what_it_lacks",
+    ),
+    "they set a role as the session begins, by options, which PgBouncer refuses": (
+        "tests/cli/test_processes.py::test_a_role_that_may_not_work_ends_the_command",
+        "tests/cli/test_tasks.py::test_a_producer_is_shown_its_task_without_the_failures",
+        "tests/cli/test_top.py::test_an_observer_sees_how_far_tasks_are_and_not_what_they_say",
+        "tests/cli/test_worker_command.py::test_a_role_that_may_not_work_is_told_what_to_ask_for",
+        "tests/python/test_roles.py::*",
+    ),
+    "they listen": (
+        "tests/sql/test_wake.py::*",
+        "tests/sql/test_enqueue.py::test_a_sleeping_worker_is_notified_once",
+        "tests/python/test_worker_recovers.py::test_a_worker_listens_again_when_*",
+        "tests/python/test_worker_recovers.py::test_a_connection_that_broke_leaves_*",
+    ),
+    "they end a session, or look for it, by the process id that it was told": (
+        "tests/python/test_clients_are_alike.py::test_a_lost_connection_is_replaced",
+        "tests/python/test_transactional.py::test_a_session_that_was_ended_before_*",
+        "tests/python/test_transactional.py::test_a_session_that_is_ended_during_*",
+        "tests/python/test_transactional.py::test_the_end_of_another_session_is_*",
+        "tests/python/test_transactional.py::test_a_broken_session_is_replaced_*",
+        "tests/python/test_transactional.py::test_a_session_that_died_while_idle_*",
+        "tests/cli/test_doctor.py::test_long_transactions_are_told_by_what_they_do",
+    ),
+    "they count sessions, or look at what a task has left in one": (
+        "tests/python/test_transactional.py::test_a_worker_keeps_few_sessions",
+        "tests/python/test_transactional.py::test_nothing_of_a_session_reaches_the_next_task",
+    ),
+}
 
 CONFIG = """
 [databases]
@@ -69,6 +103,12 @@ log_disconnections = 0
 def is_wanted() -> bool:
     """Tell whether the tests shall run through a pooler."""
     return os.environ.get("TASKLIB_TEST_PGBOUNCER", "") not in ("", "0")
+
+
+def needs_a_session(nodeid: str) -> bool:
+    """Tell whether a test is among those that are not run through a pooler."""
+    name = nodeid.partition("[")[0]
+    return any(fnmatchcase(name, one) for group in NEEDS_A_SESSION.values() for one in group)
 
 
 def program() -> str | None:
@@ -164,10 +204,3 @@ class PgBouncer:
         """What it wrote."""
         path = self._folder / "log.txt"
         return path.read_text(errors="replace") if path.exists() else ""
-
-
-@contextmanager
-def in_front_of(server: Server) -> Generator[PgBouncer]:
-    """Put a pooler in front of the tests' server, for as long as the block takes."""
-    with PgBouncer(server.dsn) as pooler:
-        yield pooler

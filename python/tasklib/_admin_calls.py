@@ -193,6 +193,26 @@ def extension_version() -> Call[str | None]:
     return _value("select (select extversion from pg_extension where extname = 'tasklib')", {})
 
 
+def missing_roles() -> Call[list[str]]:
+    """Read which of the roles that get rights are not on this server."""
+    return _value(
+        """select coalesce(array_agg(name order by name), '{}') from unnest('{tasklib_producer,
+          tasklib_worker, tasklib_observer, tasklib_admin}'::text[]) as wanted (name)
+          where not exists (select from pg_catalog.pg_roles where rolname = wanted.name)""",
+        {},
+    )
+
+
+def rules_of_nobody() -> Call[list[str]]:
+    """Read the roles that have rules or limits, and are not on this server."""
+    return _value(
+        """select coalesce(array_agg(role order by role), '{}') from (
+          select role from tasklib.rules where not role_exists
+          union select role from tasklib.limits where not role_exists) as gone""",
+        {},
+    )
+
+
 def long_transactions(older_than: timedelta) -> Call[list[Record]]:
     """Read the oldest transactions of this database: sessions, and prepared ones."""
     return _records(

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import inspect
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from typing import Any, NotRequired, Required, cast, get_type_hints
 
 from pydantic import ConfigDict, PydanticUserError, TypeAdapter, ValidationError
@@ -27,6 +27,7 @@ SUBMIT_OPTIONS = frozenset(
         "connection",
     }
 )
+MASK = "***"
 _NUL = re.compile(rb"(?<!\\)(?:\\\\)*\\u0000")
 # What to do about a value that no annotation helps, by a word of what is wrong with it.
 _REMEDIES = {
@@ -57,6 +58,7 @@ class Arguments:
         self._localns = dict(localns) if localns else None
         self._signature = inspect.signature(func)
         self._is_open = False
+        self._masked: frozenset[str] = frozenset()
         for parameter in self._signature.parameters.values():
             self._check(parameter)
         self._adapters: tuple[TypeAdapter[Any], TypeAdapter[Any] | None] | None = None
@@ -64,6 +66,17 @@ class Arguments:
         # A type that is defined further down in the module is looked up at first use.
         with contextlib.suppress(NameError):
             self._adapters = self._built()
+
+    def mask(self, names: Collection[str]) -> None:
+        """Keep the values of these arguments out of messages.
+
+        Raises:
+            ConfigurationError: There is no such argument.
+        """
+        unknown = sorted(set(names) - self._signature.parameters.keys())
+        if unknown and not self._is_open:
+            raise ConfigurationError(f"{self._label}: there is no argument {unknown[0]!r}")
+        self._masked = frozenset(names)
 
     def dump(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> str:
         """Check arguments strictly and write them as JSON text.
@@ -76,13 +89,16 @@ class Arguments:
         try:
             return _round_trip(self._arguments, named).decode()
         except ValidationError as error:
-            raise InvalidArguments(f"{self._label}: {_explained(error)}") from error
+            message = f"{self._label}: {_explained(error, self._masked)}"
+            raise InvalidArguments(message) from self._cause(error)
         except _Lost as error:
+            shown = {name: MASK if name in self._masked else named[name] for name in named}
+            why = "one of them" if self._masked else error
             raise InvalidArguments(
-                f"{self._label}: JSON cannot hold {_shown(named)}: {error}",
+                f"{self._label}: JSON cannot hold {_shown(shown)}: {why}",
                 hint=_remedy(error)
                 or "Annotate the parameter with the type that it shall be read back as.",
-            ) from error
+            ) from self._cause(error)
 
     def load(self, text: str) -> dict[str, Any]:
         """Read stored arguments.
@@ -97,7 +113,8 @@ class Arguments:
         try:
             return self._validate(text, strict=True)
         except ValidationError as error:
-            raise InvalidArguments(f"{self._label}: {_explained(error)}") from error
+            message = f"{self._label}: {_explained(error, self._masked)}"
+            raise InvalidArguments(message) from self._cause(error)
 
     def dump_result(self, value: object) -> str:
         """Write a result as JSON text.
@@ -131,6 +148,10 @@ class Arguments:
             return self._returned.validate_json(to_json(value), strict=True)
         except (ValidationError, ValueError):
             return value
+
+    def _cause(self, error: Exception) -> Exception | None:
+        """Return what a traceback shall show besides; pydantic's own errors quote values."""
+        return None if self._masked else error
 
     @property
     def _arguments(self) -> TypeAdapter[Any]:
@@ -264,7 +285,7 @@ def _remedy(error: Exception) -> str | None:
     return next((hint for word, hint in _REMEDIES.items() if word in str(error)), None)
 
 
-def _explained(error: ValidationError) -> str:
+def _explained(error: ValidationError, masked: Collection[str] = ()) -> str:
     faults: list[str] = []
     for fault in error.errors(include_url=False, include_context=False):
         where = ".".join(map(str, fault["loc"])) or "all"
@@ -273,8 +294,11 @@ def _explained(error: ValidationError) -> str:
         elif fault["type"] == "extra_forbidden":
             faults.append(f"there is no argument {where!r}")
         else:
-            got = _shown(fault["input"])
-            faults.append(f"argument {where!r}: {fault['msg']}, got {got}")
+            is_masked = where.partition(".")[0] in masked
+            # Messages of the user's own validators may quote the value.
+            what = fault["type"] if is_masked else fault["msg"]
+            got = MASK if is_masked else _shown(fault["input"])
+            faults.append(f"argument {where!r}: {what}, got {got}")
     return "; ".join(faults)
 
 

@@ -79,6 +79,45 @@ end
 $tasklib$;
 """
 
+# Calls under way go on in the old functions, and need the helpers that this version has no more:
+# these leave the extension, and `tasklib migrate` drops them when nobody uses them. See `_migrate`.
+_NOTE_HELPERS = r"""
+do $tasklib$
+begin
+  perform set_config('tasklib.helpers', (
+    select string_agg(helper.oid || ' ' || helper.xmin, ',') from pg_proc as helper
+    where helper.pronamespace = 'tasklib'::regnamespace and helper.proname like '\_%'), true);
+end
+$tasklib$;
+"""
+
+_LET_HELPERS_GO = """
+do $tasklib$
+declare
+  v_old record;
+begin
+  for v_old in
+    select old.oid::regprocedure as name, exists (
+        select from pg_proc as new
+        where new.pronamespace = old.pronamespace and new.proname = old.proname
+          and new.oid <> old.oid and new.pronargs - new.pronargdefaults <= old.pronargs
+          and (old.pronargs = 0 or new.proargtypes::text || ' ' like old.proargtypes::text || ' %')
+      ) as is_answered
+    from pg_proc as old
+    where old.oid || ' ' || old.xmin = any (
+      string_to_array(current_setting('tasklib.helpers', true), ','))
+  loop
+    execute format('alter extension tasklib drop function %s', v_old.name);
+    if v_old.is_answered then
+      execute format('drop function %s', v_old.name);
+    else
+      execute format('comment on function %s is %L', v_old.name, $label${label}$label$);
+    end if;
+  end loop;
+end
+$tasklib$;
+"""
+
 # Conditional, so that one text leads to this version from every older one.
 _MIGRATE = """
 do $tasklib$
@@ -93,9 +132,9 @@ end
 $tasklib$;
 """
 
-# Tables whose rows a script has made already when a dump is restored. `migration` and
-# `housekeeping` say nothing that the restored extension does not know; the settings give way.
-OWN_ROWS = ("migration", "housekeeping")
+# Tables with a row that the script has made already when a dump is restored, and that say nothing
+# that the restored extension does not know. (`config` has such a row, too, which gives way.)
+OWN_ROWS = ("backlog_round", "housekeeping", "migration")
 
 _KEEP_ROWS = """
 create or replace function tasklib._restore_config()
@@ -226,7 +265,9 @@ def _update(version: str, migrations: list[Script], behaviour: list[Script]) -> 
         _MIGRATE.format(name=script.name, sha256=script.sha256, text=script.text.rstrip())
         for script in migrations
     ]
-    return _script("alter extension", version, body, _texts(behaviour))
+    *definitions, grants = _texts(behaviour)
+    before, after = _NOTE_HELPERS, _LET_HELPERS_GO.format(label=_migrate.LEFT_OVER)
+    return _script("alter extension", version, [before, *body], [*definitions, after + grants])
 
 
 def _texts(behaviour: list[Script]) -> list[str]:

@@ -28,7 +28,7 @@ OLDEST_SERVER = 140000
 PATIENCE_SECONDS = 300.0
 LINGER_SECONDS = 10.0
 # While tables are locked, nothing else is waited for.
-LOCKED_TIMEOUT: LiteralString = "500ms"
+_NO_WAITING: LiteralString = "set local lock_timeout = '500ms';"
 
 _BEGIN: LiteralString = """
 set transaction isolation level read committed, read write;
@@ -65,7 +65,8 @@ where pronamespace = to_regnamespace('tasklib') and proname like '\_%'
 # But not when a new function takes the same arguments and has defaults for more: then a call could
 # mean both, and the new one answers the old calls as well.
 _LABELS: LiteralString = """
-select case when exists (
+select string_agg(
+  case when exists (
     select from pg_proc as new
     where new.pronamespace = old.pronamespace and new.proname = old.proname
       and not new.oid = any (%(left)s)
@@ -74,7 +75,7 @@ select case when exists (
   )
   then format('drop function %%s', old.oid::regprocedure)
   else format('comment on function %%s is %%L', old.oid::regprocedure, %(label)s::text)
-  end
+  end, '; ')
 from pg_proc as old where old.oid = any (%(left)s)
 """
 _VIEWS = re.compile(r"\b(create or replace view|comment on view|comment on column) tasklib\.(\w+)")
@@ -169,13 +170,14 @@ def migrate(
         with _connected(conninfo) as conn:
             with conn.transaction():
                 conn.execute(_BEGIN)
-                if _extension_is_current(conn, sql):
-                    return []
+                is_extension = _extension_is_current(conn, sql)
                 if plan:
                     return _names(_pending(conn, sql))
-                _wait_for_turn(conn, on_wait)
-                is_superuser = _become_owner(conn)
-                names = _apply_patiently(conn, sql, on_wait, is_superuser=is_superuser)
+                names: list[str] = []
+                if not is_extension:
+                    _wait_for_turn(conn, on_wait)
+                    is_superuser = _become_owner(conn)
+                    names = _apply_patiently(conn, sql, on_wait, is_superuser=is_superuser)
             _drop_left_over(conn)
             return names
     except psycopg.Error as error:
@@ -209,13 +211,17 @@ def install_script(*, sql: Path | None = None) -> str:
     ]
     for script in _sql.migrations(sql):
         parts += [f"\n-- migrations/{script.name}.sql\n", script.text]
-        parts.append(
-            "\ninsert into tasklib.migration (name, sha256) "
-            f"values ('{script.name}', '{script.sha256}');\n"
-        )
+        parts.append(_record(script))
     for script in _sql.behaviour(sql):
         parts += [f"\n-- {script.name}.sql\n", script.text]
     return "".join(parts)
+
+
+def _record(script: Script) -> str:
+    return (
+        "\ninsert into tasklib.migration (name, sha256) "
+        f"values ('{script.name}', '{script.sha256}');\n"
+    )
 
 
 @contextmanager
@@ -315,43 +321,33 @@ def _apply(
 ) -> list[str]:
     """Do all of it in the caller's transaction."""
     pending = _pending(conn, sql)
+    changes = [Script(script.name, script.text + _record(script)) for script in pending]
+    views, functions, grants = _sql.parts(sql)
+    before = dict(conn.execute(_HELPERS).fetchall())
     touched = _table_locks.relations(conn, [script.text for script in pending])
-    is_locked = bool(touched.tables)
-    if is_locked:
+    if touched.tables:
         _table_locks.wait_for_holders(conn, touched, deadline, on_wait)
         _table_locks.lock(conn, touched)
-        # Everybody waits now. That bodies are well-formed was seen wherever this was installed.
-        conn.execute("set local check_function_bodies = off")
-    conn.execute(f"set local lock_timeout = '{LOCKED_TIMEOUT}'")
-    # Asked first: `if not exists` wants the right to create schemas even when this one exists.
-    if not _exists(conn, "select to_regnamespace('tasklib') is not null"):
-        conn.execute(_SCHEMA)
-        conn.execute(SCHEMA_COMMENT)
-    if not _exists(conn, "select to_regclass('tasklib.migration') is not null"):
-        conn.execute(RECORD)
-    for script in pending:
-        _run(conn, script)
-        conn.execute(
-            "insert into tasklib.migration (name, sha256) values (%s, %s)",
-            (script.name, script.sha256),
-        )
-    _replace_behaviour(conn, sql, is_locked=is_locked, is_superuser=is_superuser)
-    return _names(pending)
-
-
-def _replace_behaviour(conn: Connection, sql: Path, *, is_locked: bool, is_superuser: bool) -> None:
-    before = dict(conn.execute(_HELPERS).fetchall())
-    scripts = _sql.behaviour(sql)
-    for script in scripts:
-        is_view = script.name == "views"
-        if script.name != "grants" and (not is_view or is_locked or _changes_views(conn, script)):
-            _run(conn, script)
+        # Everybody waits now: be quick. That bodies are well-formed was seen wherever this was
+        # installed.
+        conn.execute(f"{_NO_WAITING} set local check_function_bodies = off")
+        changes += views
+    else:
+        conn.execute(_NO_WAITING)
+        # Asked first: `if not exists` wants the right to create schemas even when this one exists.
+        if not _exists(conn, "select to_regnamespace('tasklib') is not null"):
+            conn.execute(_SCHEMA)
+            conn.execute(SCHEMA_COMMENT)
+        if not _exists(conn, "select to_regclass('tasklib.migration') is not null"):
+            conn.execute(RECORD)
+        _run(conn, changes)
+        changes = [script for script in views if _changes_views(conn, script)]
+    _run(conn, [*changes, *functions])
     _label_left_over(conn, before)
     if is_superuser:  # the owner may not be allowed to make roles
-        conn.execute("set local role none")
-    for script in scripts:
-        if script.name == "grants":
-            _run(conn, script)
+        grants = [Script("role", "set local role none;\n"), *grants]
+    _run(conn, grants)
+    return _names(pending)
 
 
 def _changes_views(conn: Connection, script: Script) -> bool:
@@ -360,7 +356,7 @@ def _changes_views(conn: Connection, script: Script) -> bool:
     To replace a view waits for everybody who has read it in an open transaction.
     """
     names = sorted({name for _, name in _VIEWS.findall(script.text)})
-    _run(conn, Script(script.name, _VIEWS.sub(r"\1 tasklib._new_\2", script.text)))
+    _run(conn, [Script(script.name, _VIEWS.sub(r"\1 tasklib._new_\2", script.text))])
     is_same = all(_exists(conn, _SAME_VIEW, {"name": name}) for name in names)
     if names:
         made = ", ".join(f"tasklib._new_{name}" for name in names)
@@ -372,8 +368,9 @@ def _label_left_over(conn: Connection, before: dict[int, str]) -> None:
     """Mark the helpers that no file of this version has made anew, to be dropped afterwards."""
     after = dict(conn.execute(_HELPERS).fetchall())
     left = [oid for oid, version in after.items() if before.get(oid) == version]
-    for (statement,) in conn.execute(_LABELS, {"left": left, "label": LEFT_OVER}).fetchall():
-        conn.execute(statement)
+    row = conn.execute(_LABELS, {"left": left, "label": LEFT_OVER}).fetchone()
+    if row and row[0]:
+        conn.execute(row[0])
 
 
 def _drop_left_over(conn: Connection) -> None:
@@ -436,12 +433,17 @@ def _exists(
     return bool(row and row[0])
 
 
-def _run(conn: Connection, script: Script) -> None:
-    """Run a file; several statements go in one message, as the files have no parameters."""
+def _run(conn: Connection, scripts: Sequence[Script]) -> None:
+    """Run files in one message, as they have no parameters: each answer takes time to come."""
+    text = "".join(script.text for script in scripts)
     try:
-        conn.execute(cast(LiteralString, script.text))
+        conn.execute(cast(LiteralString, text))
     except psycopg.Error as error:
-        error.add_note(f"in {script.name}.sql")
+        position = int(error.diag.statement_position or len(text) + 1)
+        for script in scripts:
+            if 0 < position <= len(script.text):
+                error.add_note(f"in {script.name}.sql")
+            position -= len(script.text)
         raise
 
 

@@ -36,9 +36,14 @@ def migrations(sql: Path) -> list[Script]:
 
 def behaviour(sql: Path) -> list[Script]:
     """Return views, functions and grants, which are replaced at every migration."""
-    functions = sorted((sql / "functions").glob("*.sql"))
-    paths = [sql / "views.sql", *functions, sql / "grants.sql"]
-    return [_read(path) for path in paths if path.exists()]
+    return [script for part in parts(sql) for script in part]
+
+
+def parts(sql: Path) -> tuple[list[Script], list[Script], list[Script]]:
+    """Return the same by kind."""
+    kinds = ("views.sql", "functions/*.sql", "grants.sql")
+    views, functions, grants = ([_read(path) for path in sorted(sql.glob(kind))] for kind in kinds)
+    return views, functions, grants
 
 
 def _read(path: Path) -> Script:

@@ -242,7 +242,8 @@ select tasklib.set_progress(id => %(id)s::uuid, worker_id => %(worker_id)s::uuid
 """
 TICK: LiteralString = "select more from tasklib.tick()"
 CRASHED: LiteralString = (
-    "select tasklib.deregister_worker(worker_id => %(worker_id)s::uuid, crashed => true)"
+    "select tasklib.deregister_worker(worker_id => %(worker_id)s::uuid, crashed => true, "
+    "begun => %(begun)s::uuid[])"
 )
 
 

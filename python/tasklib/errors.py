@@ -135,12 +135,17 @@ BY_SQLSTATE: dict[str, type[TaskLibError]] = {
     "TL013": RoleLimitExceeded,
     "TL014": BacklogFull,
     "42501": PermissionDenied,
-    # What the server refuses before a function is entered: NUL bytes, broken text and JSON.
-    "22021": InvalidArguments,
-    "22P05": InvalidArguments,
-    "22P02": InvalidArguments,
+    # What the server refuses before a function is entered: NUL bytes, broken text and JSON, numbers
+    # and times out of range, JSON that is nested too deep for its parser.
+    "22003": InvalidArguments,
     "22007": InvalidArguments,
     "22008": InvalidArguments,
+    "22015": InvalidArguments,
+    "22021": InvalidArguments,
+    "2202E": InvalidArguments,
+    "22P02": InvalidArguments,
+    "22P05": InvalidArguments,
+    "54001": InvalidArguments,
     # No schema, no function, no table.
     "3F000": NotInstalled,
     "42883": NotInstalled,

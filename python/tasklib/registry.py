@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import inspect
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import (
     Any,
     Generic,
@@ -44,7 +44,8 @@ class TaskOptions(TypedDict, total=False):
     ``max_retries`` are attempts after the first; ``timeout_seconds`` ends an attempt; ``retry_for``
     names the only exceptions that are retried, ``give_up_on`` those that never are;
     ``isolation="process"`` runs the task in a child process, which can be killed;
-    ``transactional`` gives the task a connection whose transaction also completes it.
+    ``transactional`` gives the task a connection whose transaction also completes it;
+    ``sensitive`` names arguments that nobody but the task gets to see (see `TaskFunction`).
     """
 
     name: str | None
@@ -58,6 +59,7 @@ class TaskOptions(TypedDict, total=False):
     give_up_on: Exceptions | None
     isolation: Isolation | None
     transactional: bool
+    sensitive: Sequence[str] | None
 
 
 class Submitter(Protocol):
@@ -82,6 +84,9 @@ class TaskFunction(Generic[P, R]):
         give_up_on: Exceptions that fail the task for good.
         isolation: ``process`` when it runs in a child process of the worker.
         is_transactional: Whether the task's own transaction completes it.
+        sensitive: Names of arguments that are shown as ``***`` by views, commands and messages,
+            and whose texts are masked in stored errors; an empty list uncovers them again, None
+            leaves them as they are.
     """
 
     __name__: str
@@ -104,6 +109,7 @@ class TaskFunction(Generic[P, R]):
         self.give_up_on: tuple[type[BaseException], ...] = ()
         self.isolation: Isolation = "thread"
         self.is_transactional = False
+        self.sensitive: list[str] | None = None
         self.is_async = inspect.iscoroutinefunction(func)
         self.arguments = Arguments(func, name, localns)
         self._call = NO_OPTIONS
@@ -330,13 +336,30 @@ def _made(
     max_crashes = _crashes(name, options.pop("max_crashes", None))
     transactional = _transactional(name, options)
     isolation = _isolation(name, options.pop("isolation", None))
+    sensitive = options.pop("sensitive", None)
     made = TaskFunction(registry, func, name, _defaults(name, options), localns)
     made.max_crashes = max_crashes
     made.retry_for = retry_for or made.retry_for
     made.give_up_on = give_up_on or ()
     made.isolation = isolation
     made.is_transactional = transactional
+    if sensitive is not None:
+        made.sensitive = _names(name, sensitive)
+        made.arguments.mask(made.sensitive)
     return made
+
+
+def _names(name: str, given: object) -> list[str]:
+    names: list[Any] = list(cast("Sequence[Any]", given)) if _is_list(given) else [None]
+    if not all(isinstance(each, str) for each in names):
+        raise ConfigurationError(
+            f"{name}: sensitive={given!r} is no list of names", hint='Write sensitive=["token"].'
+        )
+    return names
+
+
+def _is_list(given: object) -> bool:
+    return isinstance(given, (list, tuple, set, frozenset))
 
 
 def _exceptions(name: str, given: object) -> tuple[type[BaseException], ...] | None:

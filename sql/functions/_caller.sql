@@ -2,34 +2,6 @@
 -- inside a SECURITY DEFINER function its owner. An entry function is told by its argument of type
 -- tasklib.caller, which cannot be forged (but a query without a row makes it null, which is nobody).
 
--- The next two are not called any more, but by calls of release 0.1.0 that are under way while its tables
--- are migrated: they go on with functions of this release. A later migration drops them.
-create or replace function tasklib._caller()
-  returns text
-  language plpgsql
-  stable
-  set search_path = pg_catalog, pg_temp
-as $$
-begin
-  return coalesce(nullif(current_setting('role', true), 'none'), session_user::text);
-end;
-$$;
-comment on function tasklib._caller() is
-  'Internal. The role of the session, which may be another one than the caller. Kept for calls of release 0.1.0 that a migration finds under way.';
-
-create or replace function tasklib._caller_is(member_of text)
-  returns boolean
-  language plpgsql
-  stable
-  set search_path = pg_catalog, pg_temp
-as $$
-begin
-  return false;
-end;
-$$;
-comment on function tasklib._caller_is(text) is
-  'Internal. False. Kept for calls of release 0.1.0 that a migration finds under way.';
-
 -- Helpers run inside entry functions, so that current_user is the owner of the queue.
 create or replace function tasklib._is_admin(caller text)
   returns boolean

@@ -1,11 +1,6 @@
 -- The row lock is what makes claim and the reaper exclude each other: a worker is not declared lost
--- while one of its claims is open, and a claim of a lost worker finds out. (The default of caller is for
--- calls of release 0.1.0 that a migration finds under way.)
-create or replace function tasklib._registration(
-  worker_id uuid,
-  lock boolean default false,
-  caller text default tasklib._caller()
-)
+-- while one of its claims is open, and a claim of a lost worker finds out.
+create or replace function tasklib._registration(worker_id uuid, caller text, lock boolean default false)
   returns tasklib.worker
   language plpgsql
   volatile
@@ -38,7 +33,7 @@ begin
   return v_worker;
 end;
 $$;
-comment on function tasklib._registration(uuid, boolean, text) is
+comment on function tasklib._registration(uuid, text, boolean) is
   'Internal. The live registration of a worker; lock: for a claim, which locks and renews it. Raises TL007, or TL011 for another role''s worker.';
 
 -- A failover to an asynchronous standby, and a crash with synchronous_commit off, take back what was
@@ -53,7 +48,7 @@ create or replace function tasklib._new_worker_id()
   set search_path = pg_catalog, pg_temp
 as $$
 begin
-  return overlay(left(gen_random_uuid()::text, 28) placing '8' from 15) || tasklib._server();
+  return (overlay(left(gen_random_uuid()::text, 28) placing '8' from 15) || tasklib._server())::uuid;
 end;
 $$;
 comment on function tasklib._new_worker_id() is

@@ -27,7 +27,7 @@ begin
   if (max_tasks between 1 and 10000 and cardinality(queues) = 1 and queues[1] is not null) is not true then
     perform tasklib._check_queues(claim.queues), tasklib._check_max_tasks(claim.max_tasks);
   end if;
-  v_worker := tasklib._registration(claim.worker_id, true, claim.caller);
+  v_worker := tasklib._registration(claim.worker_id, claim.caller, lock => true);
 
   v_picked := tasklib._take(v_worker, claim.queues, claim.max_tasks);
   if cardinality(v_picked) = 0 then

@@ -30,7 +30,7 @@ begin
 end;
 $$;
 comment on function tasklib.complete(uuid, uuid, int, jsonb, tasklib.caller) is
-  'running to completed. Made to be the last statement of the transaction that did the work: it raises when the lease is not held, so that the work is rolled back. Errors: TL003 no such task, TL004 the lease is another''s, TL005 this attempt completed before, TL006 cancelled, TL007 the worker is not registered, TL002, TL011.';
+  'running to completed. Made to be the last statement of the transaction that did the work: it raises when the lease is not held, so that the work is rolled back. Errors: TL001, TL003 no such task, TL004 the lease is another''s, TL005 this attempt completed before, TL006 cancelled, TL007 the worker is not registered, TL002, TL011.';
 
 create or replace function tasklib._hold(
   id uuid,
@@ -48,7 +48,7 @@ declare
   v_run tasklib.running;
 begin
   perform tasklib._check_lease(_hold.id, _hold.worker_id, _hold.attempt);
-  perform tasklib._registration(_hold.worker_id, false, _hold.caller);
+  perform tasklib._registration(_hold.worker_id, _hold.caller);
   v_run := tasklib._take_run(_hold.id, _hold.worker_id, _hold.attempt);
   if v_run.task_id is null then
     perform tasklib._lost(_hold.worker_id, _hold.id, _hold.attempt, _hold.outcome);

@@ -1,6 +1,7 @@
 create or replace function tasklib.deregister_worker(
   worker_id uuid,
   crashed boolean default false,
+  begun uuid[] default null,
   caller tasklib.caller default current_user
 )
   returns int
@@ -21,7 +22,7 @@ begin
     or not exists (select from tasklib.worker
       where worker.id = deregister_worker.worker_id and worker.lost_at is null)
   then
-    perform tasklib._registration(deregister_worker.worker_id, false, deregister_worker.caller);
+    perform tasklib._registration(deregister_worker.worker_id, deregister_worker.caller);
   end if;
   update tasklib.worker
   set lost_at = clock_timestamp(), cleared_at = clock_timestamp(),
@@ -32,7 +33,7 @@ begin
     delete from tasklib.running where running.worker_id = deregister_worker.worker_id
     returning running.*
   loop
-    if crashed then
+    if crashed and (begun is null or v_run.task_id = any (begun)) then
       perform tasklib._fail(v_run, 'the worker process died', true, null, 'crashed');
     else
       perform tasklib._release(v_run);
@@ -43,8 +44,8 @@ begin
   return v_count;
 end;
 $$;
-comment on function tasklib.deregister_worker(uuid, boolean, tasklib.caller) is
-  'End a worker''s registration. What it still holds is given back: released, or failed as crashed when a supervisor saw its process die. Returns how many tasks that were. Errors: TL007, TL011.';
+comment on function tasklib.deregister_worker(uuid, boolean, uuid[], tasklib.caller) is
+  'End a worker''s registration. What it still holds is given back: released, or failed as crashed when a supervisor saw its process die. begun: the ids of those tasks that the process had begun, when that is known; others were claimed ahead, cannot be to blame, and are released. Returns how many tasks that were. Errors: TL007, TL011.';
 
 create or replace function tasklib._forget_any_name()
   returns void

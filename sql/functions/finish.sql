@@ -22,7 +22,7 @@ declare
 begin
   perform tasklib._check_batch(ids, attempts);
   v_all_completed := tasklib._check_outcomes(outcomes, cardinality(ids));
-  perform tasklib._registration(finish.worker_id, false, finish.caller);
+  perform tasklib._registration(finish.worker_id, finish.caller);
 
   v_status := tasklib._complete_many(finish.worker_id, ids, attempts, outcomes);
   if not v_all_completed then

@@ -8,12 +8,12 @@ create or replace function tasklib.heartbeat(worker_id uuid, caller tasklib.call
   set plan_cache_mode = force_generic_plan
 as $$
 begin
-  perform tasklib._registration(heartbeat.worker_id, false, heartbeat.caller);
+  perform tasklib._registration(heartbeat.worker_id, heartbeat.caller);
   update tasklib.worker
   set lease_until = clock_timestamp() + worker.lease, graced = false
   where worker.id = heartbeat.worker_id and worker.lost_at is null;
   if not found then
-    perform tasklib._registration(heartbeat.worker_id, false, heartbeat.caller);
+    perform tasklib._registration(heartbeat.worker_id, heartbeat.caller);
   end if;
   return query select asked.id from tasklib._cancel_requests(heartbeat.worker_id) as asked (id);
 end;

@@ -19,7 +19,7 @@ declare
   v_until timestamptz;
 begin
   perform tasklib._check_queues(idle.queues);
-  v_worker := tasklib._registration(idle.worker_id, false, idle.caller);
+  v_worker := tasklib._registration(idle.worker_id, idle.caller);
   perform tasklib._renew_late(v_worker);
   if v_worker.restricted then
     perform tasklib._check_claim(v_worker, idle.queues);
@@ -38,7 +38,7 @@ begin
       asleep_until = v_until, queues = idle.queues
     where worker.id = idle.worker_id and worker.lost_at is null;
     if not found then
-      perform tasklib._registration(idle.worker_id, false, idle.caller);
+      perform tasklib._registration(idle.worker_id, idle.caller);
     end if;
   end if;
   perform setval('tasklib.asleep_until', greatest(

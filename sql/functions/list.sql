@@ -99,7 +99,7 @@ begin
 end;
 $$;
 comment on function tasklib.list(text, text, text, jsonb, int, uuid, tasklib.caller) is
-  'The newest tasks that match all that is given, newest first, at most max_rows (1 to 1000). tags: an object whose pairs the task has. before: the last id of the page before. A role sees what it enqueued, tasklib_admin all. Fast by state, by name and by tags however many tasks are finished; queue alone, or a rare combination, walks from the newest on. Errors: TL001.';
+  'The newest tasks that match all that is given, newest first, at most max_rows (1 to 1000). tags: an object whose pairs the task has. before: the last id of the page before. A role sees what it enqueued, tasklib_admin all. Fast by state, by name and by tags however many tasks are finished; queue alone, or a rare combination, walks from the newest on. Errors: TL001, TL002.';
 
 create or replace function tasklib._check_list(state text, tags jsonb, max_rows int)
   returns void

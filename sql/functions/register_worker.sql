@@ -49,7 +49,7 @@ begin
 end;
 $$;
 comment on function tasklib.register_worker(text, interval, jsonb, jsonb, tasklib.caller) is
-  'Begin one start of one worker process and return its id, never used again. task_types: an array of names, or of objects {"name", "queue", "priority", "max_retries", "timeout_seconds", "backoff", "max_crashes"} whose options become the defaults of the name for every producer (a plain name leaves stored defaults as they are); null: it takes tasks of any name. lease: how long its tasks stay its own after its last heartbeat. Call it in a transaction of its own. Errors: TL001, TL002, TL012 its role may not claim a name, or not in the default queue that it gives it.';
+  'Begin one start of one worker process and return its id, never used again. task_types: an array of names, or of objects {"name", "queue", "priority", "max_retries", "timeout_seconds", "backoff", "max_crashes", "sensitive": ["token"]} whose options become the defaults of the name for every producer (a plain name leaves stored defaults as they are); null: it takes tasks of any name. lease: how long its tasks stay its own after its last heartbeat. Call it in a transaction of its own. Errors: TL001, TL002, TL012 its role may not claim a name, or not in the default queue that it gives it.';
 
 -- Sorted by name, so that two workers that start at once wait for each other instead of deadlocking.
 create or replace function tasklib._store_task_types(task_types jsonb, now timestamptz)
@@ -87,7 +87,9 @@ begin
     v_new := row(tasklib._type_of(v_item.name), _store_task_types.now,
       (v_item.options -> 'timeout_seconds')::float8, (v_item.options -> 'max_retries')::int,
       (v_item.options -> 'priority')::int, (v_item.options -> 'max_crashes')::int, v_item.name,
-      v_item.options ->> 'queue', v_item.options -> 'backoff');
+      v_item.options ->> 'queue', v_item.options -> 'backoff',
+      case when v_item.options ? 'sensitive'
+        then array(select jsonb_array_elements_text(v_item.options -> 'sensitive')) end);
     -- not `on conflict (type) do update`: a worker that stores the same name at the same moment would
     -- still be an error of the other unique index
     insert into tasklib.task_type select v_new.* on conflict do nothing;
@@ -99,12 +101,14 @@ begin
           max_retries = v_new.max_retries,
           timeout_seconds = v_new.timeout_seconds,
           max_crashes = v_new.max_crashes,
-          backoff = v_new.backoff
+          backoff = v_new.backoff,
+          -- a worker that says nothing about it, an old one say, does not uncover anything
+          sensitive = coalesce(v_new.sensitive, known.sensitive)
       where known.type = v_new.type
         and (known.queue, known.priority, known.max_retries, known.timeout_seconds, known.max_crashes,
-          known.backoff)
+          known.backoff, known.sensitive)
         is distinct from (v_new.queue, v_new.priority, v_new.max_retries, v_new.timeout_seconds,
-          v_new.max_crashes, v_new.backoff);
+          v_new.max_crashes, v_new.backoff, coalesce(v_new.sensitive, known.sensitive));
     end if;
     v_types := v_types || tasklib._type_of(v_item.name);
   end loop;
@@ -136,6 +140,7 @@ begin
       when v_key in ('name', 'queue') then 'string'
       when v_key in ('priority', 'max_retries', 'timeout_seconds', 'max_crashes') then 'number'
       when v_key = 'backoff' then 'object'
+      when v_key = 'sensitive' then 'array'
     end;
     if v_kind is null or jsonb_typeof(v_value) <> v_kind
       or v_kind = 'number'
@@ -143,7 +148,7 @@ begin
     then
       perform tasklib._reject('TL001', 'a task type does not take ' || tasklib._shown(v_key) || ' = '
         || tasklib._shown(v_value::text), v_where,
-        'The options are queue, priority, max_retries, timeout_seconds, backoff and max_crashes.');
+        'The options are queue, priority, max_retries, timeout_seconds, backoff, max_crashes and sensitive.');
     end if;
   end loop;
   if options ->> 'queue' is not null then
@@ -152,6 +157,12 @@ begin
   perform tasklib._check_priority((options -> 'priority')::int, v_where);
   perform tasklib._check_options((options -> 'max_retries')::int,
     (options -> 'timeout_seconds')::float8, options -> 'backoff', v_where);
+  if jsonb_array_length(options -> 'sensitive') > 100
+    or options -> 'sensitive' @? '$[*] ? (@.type() != "string")'
+  then
+    perform tasklib._reject('TL001', 'sensitive must be at most 100 names of arguments, got '
+      || tasklib._shown(options ->> 'sensitive'), v_where, 'Pass ["token"].');
+  end if;
   if (options -> 'max_crashes')::int not between 1 and 1000 then
     perform tasklib._reject('TL001', 'max_crashes ' || (options -> 'max_crashes')::text
       || ' is out of range', v_where, 'Pass 1 to 1000.');

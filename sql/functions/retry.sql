@@ -43,7 +43,7 @@ begin
 end;
 $$;
 comment on function tasklib.retry(uuid, tasklib.caller) is
-  'Make a failed or cancelled task pending again under its id: its outcome goes, its failures stay, the attempt counter goes on, the retries start afresh. A task that waits for its retry becomes due now; any other pending one stays as it is. Returns pending. Errors: TL003, TL008 for a completed or running task, TL009 while another unfinished task holds its unique key, TL012, TL014.';
+  'Make a failed or cancelled task pending again under its id: its outcome goes, its failures stay, the attempt counter goes on, the retries start afresh. A task that waits for its retry becomes due now; any other pending one stays as it is. Returns pending. Errors: TL001, TL003, TL008 for a completed or running task, TL009 while another unfinished task holds its unique key, TL012, TL014.';
 
 create or replace function tasklib._is_pending(id uuid)
   returns boolean

@@ -16,7 +16,7 @@ create or replace function tasklib.set_progress(
 as $$
 begin
   perform tasklib._check_lease(set_progress.id, set_progress.worker_id, set_progress.attempt);
-  perform tasklib._registration(set_progress.worker_id, false, set_progress.caller);
+  perform tasklib._registration(set_progress.worker_id, set_progress.caller);
   if not exists (
     select from tasklib.running
     where running.task_id = set_progress.id and running.worker_id = set_progress.worker_id

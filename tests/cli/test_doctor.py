@@ -105,6 +105,7 @@ def test_a_missing_schema_is_said_once(read: Read, conn: Connection[Any]) -> Non
 def test_a_schema_of_another_version_is_reported(
     read: Read, conn: Connection[Any], version: str, advice: str
 ) -> None:
+    conn.execute("delete from tasklib.migration where name <> tasklib.version()")
     conn.execute("update tasklib.migration set name = %s", (version,))
 
     (found,) = read("doctor", "--only", "schema", code=1)["findings"]
@@ -330,3 +331,33 @@ def test_a_worker_that_does_not_say_its_queues_may_take_from_any(
     cli("enqueue", "app.mail", "-q", "mail")
 
     assert [level for level, _ in findings(read, "tasks", code=0)] == ["ok"]
+
+
+def test_rules_for_a_role_that_is_gone_are_found(read: Read, conn: Connection[Any]) -> None:
+    assert findings(read, "roles", code=0) == [("ok", "the four roles are there")]
+
+    conn.execute("create role was_renamed")
+    conn.execute("select tasklib.set_rule('was_renamed', 'claim', 'mail')")
+    conn.execute("select tasklib.set_limit('was_renamed', max_bytes => 100)")
+    conn.execute("drop role was_renamed")
+
+    ((level, message),) = findings(read, "roles", code=1)
+    assert (level, message.split(":")[0]) == (
+        "act",
+        "there are rules or limits for was_renamed, and no such role",
+    )
+
+
+def test_a_role_that_could_not_be_made_is_found(conn: Connection[Any]) -> None:
+    session = SimpleNamespace(
+        run=lambda call: call.read(conn.execute(call.sql, call.params).fetchall())
+    )
+    conn.execute("begin")
+    try:
+        conn.execute("alter role tasklib_observer rename to it_is_not_here")
+        (found,) = _checks.examine(cast("Session", session), {"roles"})
+    finally:
+        conn.execute("rollback")
+    assert (found.level, found.check) == ("note", "roles")
+    assert "tasklib_observer" in found.message
+    assert "create role tasklib_observer nologin;" in (found.advice or "")

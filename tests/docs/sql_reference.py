@@ -28,8 +28,11 @@ What the options of a task mean, and their limits, is told in [Enqueue](enqueue.
 
 A function runs as the owner of the queue, so that callers need no right on any table. *Granted to*
 names the roles that may call it; the owner and superusers may call all of them. How roles are
-given to users is told in [Running in production](production.md#roles). What the error codes mean
-is told in [Errors](errors.md).
+given to users is told in [Running in production](production.md#roles), what each may and may not
+do in [Security](security.md). What the error codes mean is told in [Errors](errors.md).
+
+Functions for which it matters who calls have one more argument at their end, not shown below:
+`caller tasklib.caller = current_user`. Leave it out; another value is refused (`23514`).
 """
 
 GROUPS = {
@@ -50,10 +53,16 @@ GROUPS = {
         "deregister_worker",
     ],
     "Keep house": ["tick", "sweep", "purge", "set_queue", "pause", "resume"],
+    "Rules and limits": ["set_rule", "drop_rule", "set_limit", "drop_limit", "set_strict"],
 }
 REST = "Other functions"
 
-VIEWS = ["tasks", "failures", "queue_stats", "task_stats", "worker_health", "stuck_tasks"]
+VIEWS = [
+    *("tasks", "failures", "queue_stats", "task_stats", "worker_health", "stuck_tasks"),
+    *("tick_health", "rules", "limits"),
+]
+# Filled in by itself, and the same everywhere.
+HIDDEN = "tasklib.caller"
 
 SHORT = {
     "integer": "int",
@@ -129,6 +138,7 @@ def _signature(row: Any) -> str:
     arguments = [
         f"{name} {_short(kind)}{'' if default is None else f' = {_value(default)}'}"
         for name, kind, default in zip(row.names or [], row.types, row.defaults, strict=True)
+        if kind not in (HIDDEN, HIDDEN.partition(".")[2])
     ]
     returns = f"{'setof ' if row.is_set else ''}{_short(row.returns)}"
     line = f"tasklib.{row.name}({', '.join(arguments)}) → {returns}"

@@ -40,7 +40,7 @@ def run(conn: Connection[Any], text: str, values: dict[str, Any] | None = None) 
 
 # -- emptying
 
-_KEPT = ("migration", "config", "housekeeping")
+_KEPT = ("migration", "config", "housekeeping", "backlog_round")
 
 
 def empty(conn: Connection[Any]) -> None:
@@ -52,6 +52,7 @@ def empty(conn: Connection[Any]) -> None:
         {"kept": list(_KEPT)},
     )
     conn.execute(cast("LiteralString", ";".join(f"delete from tasklib.{t}" for (t,) in tables)))
+    conn.execute("select tasklib.set_strict(false)")  # with the rules, what follows from them
     conn.execute("select setval('tasklib.asleep_until', 0), setval('tasklib.notified_at', 0)")
     conn.execute("select tasklib.tick()")
 
@@ -87,6 +88,16 @@ def advance(conn: Connection[Any], seconds: float, *, silent: bool = False) -> N
 def ticked_now(conn: Connection[Any]) -> None:
     """Let the last tick be of this moment."""
     conn.execute("update tasklib.horizon set at = clock_timestamp()")
+
+
+def ticked_lately(conn: Connection[Any]) -> bool:
+    """Say whether somebody ticked within the last 30 s."""
+    ((answer,),) = run(
+        conn,
+        "select coalesce(max(at) > clock_timestamp() - interval '30 seconds', false)"
+        " from tasklib.horizon",
+    )
+    return answer
 
 
 # -- looking

@@ -282,8 +282,10 @@ class Model:
 
     # -- claim
 
-    def claim(self, worker_id: UUID, queues: Sequence[str], most: int) -> list[Task]:
-        """Hand out the best tasks, and keep house when there are too few."""
+    def claim(
+        self, worker_id: UUID, queues: Sequence[str], most: int, *, kept_house: bool
+    ) -> list[Task]:
+        """Hand out the best tasks, and keep house when there are none, or (by chance) too few."""
         worker = self.registration(worker_id)
         self.renew_late(worker)
         picked = self.pick(worker, queues, most)
@@ -296,7 +298,7 @@ class Model:
             task.deadline = None if timeout is None else self.now + timeout
             if task.given.get("unique_until") == "started":
                 self.free_unique(task)
-        if picked and len(picked) < most:
+        if picked and len(picked) < most and kept_house:
             self.keep_house(look_again=False)
         return picked
 
@@ -662,7 +664,8 @@ class Model:
         """Begin every lease anew, once for each heartbeat, when nobody ticked for long."""
         if self.silence > 30:
             for worker in self.live():
-                if not worker.graced and worker.lease_until < self.now + worker.lease:
+                # some time always passes
+                if not worker.graced and worker.lease_until <= self.now + worker.lease:
                     worker.lease_until, worker.graced = self.now + worker.lease, True
 
     def promote(self) -> int:

@@ -24,6 +24,7 @@ def test_the_queue_does_what_its_model_does(database, name, shard):
     assert steps >= STEPS // len(SHARDS)
 
 
+_RULES = "binds roles, and the model has one; tests/sql/test_rules.py"
 # Where each function is compared with the model; or why it is not.
 COVERED = {
     "cancel": "queue, sessions",
@@ -31,6 +32,8 @@ COVERED = {
     "claim": "queue, sessions",
     "complete": "queue, sessions",
     "deregister_worker": "queue",
+    "drop_limit": _RULES,
+    "drop_rule": _RULES,
     "enqueue": "queue, sessions",
     "enqueue_many": "queue, sessions",
     "fail": "queue, sessions",
@@ -46,8 +49,11 @@ COVERED = {
     "reschedule": "queue",
     "resume": "queue",
     "retry": "queue, sessions",
+    "set_limit": _RULES,
     "set_progress": "queue",
     "set_queue": "queue",
+    "set_rule": _RULES,
+    "set_strict": _RULES,
     "shard_of": "depends on nothing but its argument",
     "snooze": "queue, sessions",
     "sweep": "queue, sessions: it finds nothing, ever",

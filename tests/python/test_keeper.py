@@ -16,7 +16,7 @@ import pytest
 from processes import Start, children, is_alive, wait_for, wait_until
 
 from tasklib import Config, SyncTaskQueue
-from tasklib.worker.keeper import PROGRAM, SQL, Keeper
+from tasklib.worker.keeper import PROGRAM, SQL, Begun, Keeper
 
 
 def failures(conn: Any, task_id: object) -> list[tuple[str, str]]:
@@ -70,6 +70,28 @@ def test_a_task_that_kills_its_worker_three_times_has_failed_for_good(
     assert neighbour.state in ("completed", "failed")
 
 
+def test_what_was_claimed_ahead_does_not_pay_for_the_task_that_killed_the_worker(
+    queue: SyncTaskQueue, start: Start, conn: Any
+) -> None:
+    quick = ("app.asleep", {"seconds": 0})
+    worker = start()
+    for task_id in queue.enqueue_many([quick] * 20):  # so that it will claim ahead
+        wait_for(queue, task_id, lambda task: task.is_terminal)
+    culprit, *others = queue.enqueue_many([("app.crash", {}), *[quick] * 100])
+    assert worker.wait(30) == -signal.SIGSEGV
+    charged = "select task_id from tasklib.failures"
+    wait_until(lambda: conn.execute(charged).fetchall())
+    ids = {task_id for (task_id,) in conn.execute(charged).fetchall()}
+    assert culprit in ids
+    assert len(ids) <= 4  # as many as run at a time
+
+    for _ in range(2):
+        assert start().wait(30) == -signal.SIGSEGV
+    start()
+    for task_id in others[3:]:
+        assert wait_for(queue, task_id, lambda task: task.is_terminal).state == "completed"
+
+
 def test_a_keeper_that_died_is_replaced(queue: SyncTaskQueue, start: Start) -> None:
     worker = start(lease=2)
     task_id = queue.enqueue("app.asleep", seconds=6)
@@ -101,7 +123,7 @@ def test_a_keeper_that_was_stopped_is_replaced(
 async def test_a_keeper_that_cannot_be_started_is_tried_again(
     config: Config, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    keeper = Keeper(config, cancel=lambda _: None, lost=lambda _: None)
+    keeper = Keeper(config, 1, cancel=lambda _: None, lost=lambda _: None)
     await keeper.start()
     first, begin, failed = keeper.pid, subprocess.Popen, list[OSError]()
     assert first is not None
@@ -171,9 +193,18 @@ def test_signals_to_the_whole_terminal_do_not_end_the_keeper_first(
 @contextmanager
 def keeper_of(database: str, *orders: dict[str, object]) -> Generator[subprocess.Popen[bytes]]:
     """Run a keeper alone, with this process as its worker."""
-    setup = {"conninfo": database, "lease_seconds": 2, "watchdog_seconds": 3600, "sql": SQL}
+    begun = Begun(1)
+    setup: dict[str, object] = {
+        "conninfo": database,
+        "lease_seconds": 2,
+        "watchdog_seconds": 3600,
+        "sql": SQL,
+        "begun": begun.descriptor,
+    }
     command = [sys.executable, "-P", str(PROGRAM)]
-    keeper = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+    keeper = subprocess.Popen(
+        command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, pass_fds=[begun.descriptor]
+    )
     assert keeper.stdin is not None
     try:
         lines = "".join(f"{json.dumps(order)}\n" for order in (setup, *orders))

@@ -139,6 +139,21 @@ def test_retry_forgives_the_crashes(conn):
     assert task(conn, task_id).next_retry_at is not None
 
 
+def test_only_what_a_dead_process_had_begun_is_charged(conn):
+    worker, other = register(conn), register(conn)
+    ids = [row.id for row in enqueue_many(conn, *[{"name": "t", "max_retries": 0}] * 3)]
+    claim(conn, worker, 3)
+    assert call(conn, "deregister_worker", worker_id=worker, crashed=True, begun=[ids[1]]) == 3
+
+    assert [state(conn, task_id) for task_id in ids] == ["pending", "failed", "pending"]
+    again = claim(conn, other, 5)
+    assert {row.id for row in again} == {ids[0], ids[2]}
+    assert {row.retry_count for row in again} == {0}
+    assert run(conn, "select status from tasklib.worker_health where worker_id = %s", worker) == [
+        ("crashed",)
+    ]
+
+
 def test_deregistering_gives_everything_back_uncharged(conn):
     worker, other = register(conn), register(conn)
     ids = [row.id for row in enqueue_many(conn, *[{"name": "t"}] * 5)]

@@ -555,6 +555,10 @@ REFUSED_BY_THE_SERVER = [
     ("22P02", "select tasklib.cancel('7')"),
     ("22007", "select tasklib.enqueue('t', delay => 'soon')"),
     ("22008", "select tasklib.enqueue('t', scheduled_at => '999999-01-01')"),
+    ("22015", "select tasklib.enqueue('t', delay => '1000000000000 years')"),
+    ("22003", "select tasklib.enqueue('t', priority => '2147483648')"),
+    ("2202E", "select tasklib.claim(null, '[1:0]={}')"),
+    ("54001", f"select tasklib.enqueue('t', '{'[' * 100_000}')"),
 ]
 
 

@@ -25,7 +25,7 @@ from sql.support import (
     state,
     tick,
 )
-from tasklib._migrate import install_script
+from tasklib._migrate import install_script, migrate
 
 PRODUCER = {"enqueue", "enqueue_many", "get", "list", "cancel", "retry", "reschedule"}
 WORKER = {
@@ -285,3 +285,18 @@ def test_a_batch_of_another_roles_tasks_is_nobodys_business(conn, person):
             outcomes,
         )
     assert [row[0] for row in found] == ["stale", "stale"]
+
+
+def test_migrating_again_takes_back_what_the_roles_should_not_have(conn, database):
+    run(conn, "grant execute on function tasklib.purge(interval, text, int) to tasklib_worker")
+    run(conn, "grant select on tasklib.task to tasklib_observer")
+    run(conn, "grant select (kwargs) on tasklib.tasks to tasklib_observer")
+    run(conn, "grant execute on function tasklib._erase(uuid[]) to public")
+    migrate(database)
+    assert not one(
+        conn,
+        "select has_function_privilege('tasklib_worker', 'tasklib.purge(interval, text, int)',"
+        " 'execute') or has_table_privilege('tasklib_observer', 'tasklib.task', 'select')"
+        " or has_column_privilege('tasklib_observer', 'tasklib.tasks', 'kwargs', 'select')"
+        " or has_function_privilege('tasklib_worker', 'tasklib._erase(uuid[])', 'execute')",
+    )

@@ -1,6 +1,6 @@
 """Known ways around SECURITY DEFINER and views, tried for real by a role that may make things.
 
-The attacker is a producer and a worker, owns a schema, and may make temporary tables. What it wants:
+The attacker is a producer and a worker, owns a schema, may make temporary tables. What it wants:
 tasks of others, with their payloads; rights that it was not given; code that runs as the owner.
 """
 

@@ -217,9 +217,8 @@ def test_setting_another_role_is_no_way_around(conn, person):
                 enqueue(conn, queue="mail")
                 with refused("TL012"):
                     enqueue(conn, queue="other")
-        with acting_as(conn, "tasklib_worker"):
-            with refused("TL012"):
-                claim(conn, register(conn, "t"), queues=["other"])
+        with acting_as(conn, "tasklib_worker"), refused("TL012"):
+            claim(conn, register(conn, "t"), queues=["other"])
         with refused("TL012"):
             claim(conn, worker, queues=["other"])
 
@@ -373,9 +372,8 @@ def test_a_rule_binds_workers_that_run(conn, worker_role):
         worker = register(conn)
         claim_one(conn, worker, ["reports"])
     rule(conn, worker_role, "claim", "mail")
-    with acting_as(conn, worker_role):
-        with refused("TL012"):
-            claim(conn, worker, queues=["reports"])
+    with acting_as(conn, worker_role), refused("TL012"):
+        claim(conn, worker, queues=["reports"])
     call(conn, "drop_rule", role=worker_role)
     with acting_as(conn, worker_role):
         claim(conn, worker, queues=["reports"])

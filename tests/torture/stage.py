@@ -9,8 +9,8 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
-import mutants
 import psycopg
+import sabotage
 from psycopg.conninfo import conninfo_to_dict, make_conninfo
 
 from pgbouncer import PgBouncer, program
@@ -85,7 +85,7 @@ class Stage:
         migrate(self.dsn)
         with psycopg.connect(self.dsn, autocommit=True) as admin:
             admin.execute((Path(__file__).with_name("audit.sql")).read_bytes())
-            mutants.apply_to_database(self._mutant, admin)
+            sabotage.apply_to_database(self._mutant, admin)
         parts = conninfo_to_dict(self.dsn)
         socket = Path(str(parts["host"])) / f".s.PGSQL.{parts['port']}"
         self.ways["direct"] = self.dsn

@@ -29,7 +29,7 @@ from checks import Book, Court, Violations  # noqa: E402
 from faults import Faults, Plan, program, until, worker  # noqa: E402
 from fleet import CALM, Fleet, find  # noqa: E402
 from ledger import Reader  # noqa: E402
-from mutants import MUTANTS, REQUIRED  # noqa: E402
+from sabotage import MUTANTS, REQUIRED  # noqa: E402
 from stage import Stage  # noqa: E402
 
 LONG = Plan(
@@ -43,7 +43,7 @@ LONG = Plan(
         "pooled": ("pooler", ["-c", "5"]),
     },
     producers={"sql": "direct", "many": "pooler", "client": "proxy"},
-    kills=(0.5, 2.0),
+    kills=(0.4, 1.6),
     stops=(1, 4),
     restarts=(10, 20),
     cuts=(4, 9),
@@ -305,6 +305,11 @@ class Run:
         self.counts["attempts that were given back or put off"] = ends["released"]
         for cause in ("lost", "crashed", "timeout", "error"):
             self.counts[f"attempts that failed: {cause}"] = causes[cause]
+        begun = {(run["task"], run["attempt"]) for run in self.book.runs.values()}
+        for event in court.events:
+            if event.kind == "failed" and event.detail in ("lost", "crashed"):
+                if (event.task_id, event.attempt) not in begun:
+                    self.counts[f"of those {event.detail}: had not begun"] += 1
         self.counts["calls with ended leases refused"] = self.book.refused.total()
         for how, count in self.book.outcomes.items():
             self.counts[f"tasks whose enqueue was {how}"] = count

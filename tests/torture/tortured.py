@@ -18,7 +18,7 @@ from contextvars import ContextVar
 from pathlib import Path
 from typing import Any
 
-import mutants
+import sabotage
 from ledger import Ledger
 
 import tasklib
@@ -39,7 +39,7 @@ CHANCE = random.Random()
 _ledger: Ledger | None = None
 _token: ContextVar[str] = ContextVar("token")
 
-mutants.apply_to_driver(os.environ.get("TORTURE_MUTANT"))
+sabotage.apply_to_driver(os.environ.get("TORTURE_MUTANT"))
 
 
 def ledger() -> Ledger:

@@ -22,10 +22,6 @@ create index done_finished_idx on tasklib.done (finished_at) where state = 3;
 comment on index tasklib.done_finished_idx is 'Not used.';
 drop function if exists tasklib.enqueue(%s);
 """
-ENQUEUE = (
-    "text, jsonb, text, int, interval, timestamptz, int, float8, jsonb, text, text, jsonb, text, "
-    "jsonb"
-)
 
 
 def write_future(sql: Path, folder: Path) -> Path:
@@ -36,7 +32,6 @@ def write_future(sql: Path, folder: Path) -> Path:
     """
     shutil.copytree(sql, folder)
     shutil.rmtree(folder / "releases", ignore_errors=True)
-    (folder / "migrations" / "9001_future.sql").write_text(MIGRATION % ENQUEUE)
     functions = [*(folder / "functions").glob("*.sql")]
     helpers = {
         name
@@ -46,22 +41,22 @@ def write_future(sql: Path, folder: Path) -> Path:
     renamed = re.compile(rf"\b({'|'.join(sorted(helpers, key=len, reverse=True))})\b")
     for path in [*functions, folder / "grants.sql"]:
         path.write_text(renamed.sub(r"\1_next", path.read_text()))
-    _edit(
-        folder / "functions" / "enqueue.sql",
-        "  backoff jsonb default null\n)\n",
-        "  backoff jsonb default null,\n  note text default null\n)\n",
-    )
-    _edit(folder / "functions" / "enqueue.sql", f"  {ENQUEUE}\n", f"  {ENQUEUE}, text\n")
-    _edit(folder / "grants.sql", f"tasklib.enqueue({ENQUEUE})", f"tasklib.enqueue({ENQUEUE}, text)")
-    _edit(
-        folder / "views.sql",
-        "  progress.message as progress_message\n",
-        "  progress.message as progress_message,\n  task.note\n",
-    )
+
+    enqueue, grants = folder / "functions" / "enqueue.sql", folder / "grants.sql"
+    found = re.search(r"function tasklib\.enqueue\(([^()]*)\) is", enqueue.read_text())
+    assert found
+    signature = found[1]
+    types = " ".join(signature.split())
+    _edit(enqueue, "\n)\n  returns uuid", ",\n  note text default null\n)\n  returns uuid")
+    _edit(enqueue, f"tasklib.enqueue({signature})", f"tasklib.enqueue({types}, text)")
+    _edit(grants, f"tasklib.enqueue({types})", f"tasklib.enqueue({types}, text)")
+    last = "  progress.message as progress_message\n"
+    _edit(folder / "views.sql", last, f"{last[:-1]},\n  task.note\n")
+    (folder / "migrations" / "9001_future.sql").write_text(MIGRATION % types)
     return folder
 
 
 def _edit(path: Path, old: str, new: str) -> None:
     text = path.read_text()
     assert old in text, f"{path.name} has no {old!r} any more"
-    path.write_text(text.replace(old, new))
+    path.write_text(text.replace(old, new, 1))

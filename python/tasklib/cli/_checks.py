@@ -123,6 +123,28 @@ def _schema(session: Session) -> Iterator[Finding]:
         )
 
 
+def _roles(session: Session) -> Iterator[Finding]:
+    if missing := session.run(_admin_calls.missing_roles()):
+        yield Finding(
+            "roles",
+            "note",
+            f"this server has no role {', '.join(missing)}: only the owner can do what they may",
+            "Ask a DBA for it: "
+            + " ".join(f"create role {name} nologin;" for name in missing)
+            + " Then run `tasklib migrate` again.",
+        )
+    gone = session.run(_admin_calls.rules_of_nobody())
+    for role in gone:
+        yield Finding(
+            "roles",
+            "act",
+            f"there are rules or limits for {role}, and no such role: renamed or dropped",
+            "Set them for the role that is meant, and drop these: tasklib.drop_rule, drop_limit.",
+        )
+    if not missing and not gone:
+        yield Finding("roles", "ok", "the four roles are there")
+
+
 def _pooler(session: Session) -> Iterator[Finding]:
     # A pooler hands out process ids of its own, for cancel requests that it must recognise.
     if session.connection.info.backend_pid == session.run(_admin_calls.server())["backend_pid"]:
@@ -301,6 +323,7 @@ def _sum(rows: list[dict[str, object]], field: str) -> int:
 CHECKS: dict[str, Check] = {
     "server": _server,
     "schema": _schema,
+    "roles": _roles,
     "pooler": _pooler,
     "clock": _clock,
     "transactions": _transactions,

@@ -162,5 +162,8 @@ class Executor:
             run.timer.cancel()
         if run.stop_reason == "timeout" and not end.answer:
             end = ends.timed_out(run.claimed.timeout_seconds)
+        task = self._registry.tasks.get(run.claimed.name)
+        if task is not None and task.sensitive:
+            end = ends.masked(end, task, run.claimed.kwargs)
         self._settle(run, end)
         self._free(run)

@@ -29,6 +29,7 @@ IDLE_TICK_SECONDS = 30.0
 RETRY_SECONDS = 1.0
 # A line of so many ids is shorter than what a pipe takes as a whole or not at all.
 IDS_IN_REPORT = 50
+ID_BYTES = 36
 
 
 class Gone(Exception):
@@ -39,8 +40,8 @@ class Keeping:
     """What is kept alive, and when something is due.
 
     Args:
-        orders: The first line: ``conninfo``, ``lease_seconds``, ``watchdog_seconds`` and ``sql``,
-            the texts of the calls by name.
+        orders: The first line: ``conninfo``, ``lease_seconds``, ``watchdog_seconds``, ``sql``, the
+            texts of the calls by name, and ``begun``, a descriptor of the ids of tasks under way.
     """
 
     def __init__(self, orders: dict[str, Any]) -> None:
@@ -50,6 +51,7 @@ class Keeping:
         self._round_seconds = min(ROUND_SECONDS, self._renew_seconds)
         self._watchdog_seconds: float = orders["watchdog_seconds"]
         self._sql: dict[str, Any] = orders["sql"]
+        self._begun: int = orders["begun"]
         self._worker_pid = os.getppid()
         self._connection: psycopg.Connection[Any] | None = None
         self._renewed: dict[str, float] = {}
@@ -165,15 +167,16 @@ class Keeping:
     # ---- the end ---------------------------------------------------------------------------------
 
     def _bury(self) -> None:
-        """Kill what the worker left running, and hand back its tasks as crashed."""
+        """Kill what the worker left running, and hand back its tasks: what had begun as crashed."""
         for group in self._groups:
             with contextlib.suppress(ProcessLookupError, PermissionError):
                 os.killpg(group, signal.SIGKILL)
+        begun = self._read_begun()
         deadline = time.monotonic() + self._lease_seconds
         left = list(self._renewed)
         while left and time.monotonic() < deadline:
             try:
-                self._call("crashed", worker_id=left[0])
+                self._call("crashed", worker_id=left[0], begun=begun)
                 del left[0]
             except psycopg.Error as error:
                 if error.sqlstate == "TL007":
@@ -181,6 +184,11 @@ class Keeping:
                     continue
                 self._drop()
                 time.sleep(RETRY_SECONDS)
+
+    def _read_begun(self) -> list[str]:
+        data = os.pread(self._begun, os.fstat(self._begun).st_size, 0)
+        slots = (data[at : at + ID_BYTES] for at in range(0, len(data), ID_BYTES))
+        return [slot.decode() for slot in slots if slot[0]]
 
     def _call(self, name: str, **params: object) -> list[tuple[Any, ...]]:
         if self._connection is None:

@@ -6,11 +6,12 @@ import json
 import re
 import signal
 import traceback
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, cast
 
+from tasklib._arguments import MASK
 from tasklib.errors import Cancel, InvalidArguments, InvalidResult, Retry, Snooze, TaskLibError
 from tasklib.registry import TaskFunction
 
@@ -18,6 +19,7 @@ if TYPE_CHECKING:
     from tasklib.worker.context import Run
 
 MAX_ERROR_BYTES = 64_000
+SHORTEST_SECRET = 4
 _OURS = str(Path(__file__).parent)
 _UNSTORABLE = re.compile("[\x00\ud800-\udfff]")
 
@@ -161,6 +163,34 @@ def impossible(error: TaskLibError) -> Outcome:
     """What was stored does not fit, or the result cannot be stored: another try changes nothing."""
     name = type(error).__name__
     return failed(f"{name}: {error}", name, retry=False)
+
+
+def masked(outcome: Outcome, task: TaskFunction[..., Any], kwargs: str) -> Outcome:
+    """Take the texts of a task's sensitive arguments out of what is stored of an error."""
+    if outcome.state not in ("failed", "cancelled"):
+        return outcome
+    told = json.loads(outcome.text)
+    if not told.get("error"):
+        return outcome
+    given = json.loads(kwargs)
+    texts = {text for name in task.sensitive or () for text in _texts(given.get(name))}
+    # The longest first: one may be a part of another.
+    for text in sorted(texts, key=len, reverse=True):
+        for written in {text, repr(text)[1:-1], json.dumps(text)[1:-1]}:
+            told["error"] = told["error"].replace(written, MASK)
+    return replace(outcome, text=json.dumps(told))
+
+
+def _texts(value: Any) -> Iterator[str]:
+    """Yield what is in a value; what is too short to be a secret would mask half of a traceback."""
+    if isinstance(value, dict):
+        for below in cast("dict[str, Any]", value).values():
+            yield from _texts(below)
+    elif isinstance(value, list):
+        for below in cast("list[Any]", value):
+            yield from _texts(below)
+    elif value is not None and len(str(value)) >= SHORTEST_SECRET:
+        yield str(value)
 
 
 def explained(error: BaseException) -> str:

@@ -55,7 +55,9 @@ class Shift:
         )
         self._board = Board()
         self._load = Load()
-        self._keeper = Keeper(settings.config, cancel=self._cancel, lost=self._lose)
+        self._keeper = Keeper(
+            settings.config, settings.concurrency, cancel=self._cancel, lost=self._lose
+        )
         self._executor = Executor(
             settings.registry,
             self._settle,
@@ -200,6 +202,7 @@ class Shift:
             return
         self._is_starting = True
         slots, busy, ahead = self._settings.concurrency, self._busy, self._ahead
+        begun = self._keeper.begun
         is_verbose = log.isEnabledFor(logging.DEBUG)
         for _ in range(STARTS_AT_ONCE):
             if not ahead or len(busy) >= slots:
@@ -209,6 +212,7 @@ class Shift:
                 self._settle(run, ends.RELEASED)
                 continue
             busy.add(run)
+            begun.add(run)
             if is_verbose:
                 log.debug("%s starts", run.claimed.name, extra=run.log)
             self._executor.start(run)
@@ -235,6 +239,7 @@ class Shift:
     def _free(self, run: Run) -> None:
         """A slot is free: nothing of the run is left here."""
         self._busy.discard(run)
+        self._keeper.begun.remove(run)
         self._fetcher.look_now = True
         if self._ahead and not self._stopping:
             self._start_ahead()

@@ -38,5 +38,6 @@ def _task_type(task: TaskFunction[..., object], config: Config) -> dict[str, obj
         "timeout_seconds": options.timeout_seconds,
         "backoff": options.backoff and options.backoff.model_dump(),
         "max_crashes": task.max_crashes,
+        "sensitive": task.sensitive,
     }
     return {key: value for key, value in told.items() if value is not None}
