@@ -53,7 +53,7 @@ begin
 end;
 $$;
 comment on function tasklib.reschedule(uuid, timestamptz, interval, int, text, tasklib.caller) is
-  'Change the time, the priority or the queue of a task that neither runs nor is finished; what is left out stays. A time in the past means now. Returns pending. Errors: TL001, TL003, TL008 for a running or finished task, TL009 when its unique key is taken in the new queue, TL012, TL013.';
+  'Change the time, the priority or the queue of a task that neither runs nor is finished; what is left out stays. A time in the past means now. Returns pending. Errors: TL001, TL002, TL003, TL008 for a running or finished task, TL009 when its unique key is taken in the new queue, TL012, TL013.';
 
 -- The only change a body ever sees. The unique key moves with the task.
 create or replace function tasklib._reroute(
