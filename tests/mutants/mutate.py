@@ -105,14 +105,14 @@ class Slot:
             raise Unfit(", ".join(failed))
         return [Verdict(by_name[name], test, seconds) for name, test, seconds in answers]
 
-    def judge(self, mutant: Mutant) -> Verdict:
+    def judge(self, mutant: Mutant, *, named_only: bool) -> Verdict:
         """Put a mutant in, run its tests and, when it lives, all of its area; take it out."""
         path, began = self.root / mutant.file, time.monotonic()
         right = path.read_text()
         path.write_text(mutant.applied(right))
         try:
             caught_by, broken = self.run(mutant.tests, NAMED_SECONDS)
-            if not caught_by and not broken:
+            if not (caught_by or broken or named_only):
                 caught_by, broken = self.run([mutant.area], AREA_SECONDS)
                 caught_by += " (not among those named)" if caught_by else ""
         finally:
@@ -199,13 +199,16 @@ def in_each(slots: Sequence[Slot], work: Callable[[Slot, int], None]) -> None:
         raise error
 
 
-def judge_all(mutants: Sequence[Mutant], slots: Sequence[Slot], *, trust: bool) -> list[Verdict]:
+def judge_all(
+    mutants: Sequence[Mutant], slots: Sequence[Slot], *, trust: bool, named_only: bool
+) -> list[Verdict]:
     """Judge mutants, as many at a time as there are slots, and print each.
 
     Args:
         mutants: Which ones.
         slots: Where.
         trust: Do not run the tests without a mutant first.
+        named_only: Do not look further when the tests that a mutant names let it live.
 
     Raises:
         Unfit: A test fails without a mutant.
@@ -232,7 +235,7 @@ def judge_all(mutants: Sequence[Mutant], slots: Sequence[Slot], *, trust: bool) 
                 mutant = waiting.get_nowait()
             except queue.Empty:
                 return
-            verdicts.append(slot.judge(mutant))
+            verdicts.append(slot.judge(mutant, named_only=named_only))
             tell(verdicts[-1])
 
     if rest and not trust:
@@ -260,6 +263,9 @@ def arguments() -> argparse.Namespace:
     parser.add_argument(
         "--trust", action="store_true", help="do not run the tests without a mutant first"
     )
+    parser.add_argument(
+        "--named", action="store_true", help="run the named tests only, also for one that lives"
+    )
     return parser.parse_args()
 
 
@@ -283,7 +289,7 @@ def main() -> int:
             slots.append(Slot(folder / str(number)))
             stack.callback(slots[-1].close)
         try:
-            verdicts = judge_all(chosen, slots, trust=options.trust)
+            verdicts = judge_all(chosen, slots, trust=options.trust, named_only=options.named)
         except Unfit as error:
             print(f"fails without a mutant: {error}", file=sys.stderr)
             return 2

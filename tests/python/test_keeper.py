@@ -1,6 +1,7 @@
 """The process beside a worker: it keeps the lease whatever tasks do, and tells of its death."""
 
 import asyncio
+import contextlib
 import fcntl
 import json
 import os
@@ -93,13 +94,15 @@ def test_what_was_claimed_ahead_does_not_pay_for_the_task_that_killed_the_worker
 
 
 def test_a_keeper_that_died_is_replaced(queue: SyncTaskQueue, start: Start) -> None:
-    worker = start(lease=2)
-    task_id = queue.enqueue("app.asleep", seconds=6)
-    wait_for(queue, task_id, lambda task: task.is_running)
+    worker = start(lease=5)
+    # As many as it has slots: a claim would renew the lease.
+    task_id, *others = (queue.enqueue("app.asleep", seconds=10) for _ in range(4))
+    for other in others:
+        wait_for(queue, other, lambda task: task.is_running)
     (keeper,) = children(worker.pid)
     os.kill(keeper, signal.SIGKILL)
     wait_until(lambda: [pid for pid in children(worker.pid) if pid != keeper and is_alive(pid)])
-    start(lease=2)
+    start(lease=5)
 
     task = wait_for(queue, task_id, lambda task: task.is_terminal)
     assert (task.state, task.attempt) == ("completed", 1)
@@ -114,7 +117,11 @@ def test_a_keeper_that_was_stopped_is_replaced(
     os.kill(keeper, signal.SIGSTOP)
     conn.execute("select tasklib.deregister_worker(id) from tasklib.worker where lost_at is null")
     task_id = queue.enqueue("app.asleep", seconds=5)
-    wait_until(lambda: not is_alive(keeper))
+    try:
+        wait_until(lambda: not is_alive(keeper))
+    finally:
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(keeper, signal.SIGKILL)
 
     task = wait_for(queue, task_id, lambda task: task.is_terminal)
     assert (task.state, task.attempt) == ("completed", 1)
@@ -146,7 +153,8 @@ async def test_a_keeper_that_cannot_be_started_is_tried_again(
 def test_a_stopped_worker_loses_its_tasks_and_is_told_so(
     queue: SyncTaskQueue, start: Start
 ) -> None:
-    worker = start(lease=1)
+    # Not shorter, or it is lost when the machine is busy.
+    worker = start(lease=4)
     task_id = queue.enqueue("app.asleep", seconds=2)
     held = wait_for(queue, task_id, lambda task: task.is_running)
     worker.send_signal(signal.SIGSTOP)

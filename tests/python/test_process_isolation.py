@@ -440,7 +440,7 @@ async def test_a_task_that_cleans_up_is_held_until_its_child_has_ended(
     await pids(note)
     stopping = asyncio.create_task(worker.stop())
     seen: list[str] = []
-    while not note.with_suffix(".clean").exists():
+    while not (note.with_suffix(".clean").exists() or stopping.done()):
         seen += [state for (state,) in conn.execute("select state from tasklib.tasks")]
         await asyncio.sleep(0.05)
     await stopping

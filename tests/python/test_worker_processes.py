@@ -51,7 +51,7 @@ def test_a_worker_that_is_told_to_stop_lets_its_tasks_end(
     queue: SyncTaskQueue, start: Start
 ) -> None:
     worker = start()
-    running = queue.enqueue("app.sleep", seconds=1)
+    running = queue.enqueue("app.sleep", seconds=3)
     wait_for(queue, running, lambda task: task.is_running)
     worker.send_signal(signal.SIGTERM)
     time.sleep(0.3)

@@ -156,6 +156,18 @@ def test_a_claim_that_found_too_little_keeps_house_for_the_next_one(conn, worker
     assert names(claim(conn, worker, 10)) == ["high"]
 
 
+def test_a_worker_that_always_finds_something_keeps_house_now_and_then(conn, worker):
+    tick(conn)
+    enqueue(conn, "late", delay="1 second")
+    gap(conn, "3 seconds")
+    seen = []
+    while "late" not in seen and len(seen) < 300:  # one claim in eight keeps house
+        enqueue(conn, "soon")
+        seen += names(claim(conn, worker, 10))
+
+    assert "late" in seen
+
+
 def test_a_claim_leaves_the_house_to_who_keeps_it(conn, make_conn, worker):
     other = make_conn()
     enqueue(conn, delay="1 second")

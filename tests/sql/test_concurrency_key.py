@@ -306,6 +306,29 @@ def test_a_gate_that_was_handed_over_is_not_handed_over_again(conn, worker):
     assert [h.id for h in claim(conn, worker, 10)] == [second]
 
 
+def test_a_gate_whose_task_runs_is_not_handed_over(conn, worker):
+    line(conn, 2)
+    claim_one(conn, worker)
+    claim(conn, worker)
+    run(conn, "insert into tasklib.gate_check (key) select key from tasklib.gate")
+    tick(conn)
+
+    assert claim(conn, worker, 10) == []
+
+
+def test_a_task_that_is_parked_hands_its_gate_on(conn):
+    hi, gone = register(conn, "hi"), register(conn, "gone")
+    first, _, third = (enqueue(conn, name, concurrency_key="k") for name in ("hi", "gone", "hi"))
+    held = claim_one(conn, hi)
+    assert held.id == first
+    assert claim(conn, gone) == claim(conn, hi) == []
+    complete(conn, hi, held)
+    rows(conn, "deregister_worker", worker_id=gone)
+    tick(conn)
+
+    assert claim_one(conn, hi).id == third
+
+
 def test_finishing_does_not_wait_for_a_gate(conn, make_conn, worker):
     other = make_conn()
     line(conn, 2)

@@ -163,6 +163,17 @@ def test_a_producer_sees_and_changes_only_what_its_own_role_enqueued(conn, perso
     assert state(conn, yours) == "pending"
 
 
+@pytest.mark.parametrize("options", [{}, {"tags": {"a": 1}}, {"delay": 60}])
+def test_a_task_belongs_to_the_role_that_enqueued_it(conn, person, options):
+    me = person("tasklib_producer")
+    with acting_as(conn, me):
+        one_call = enqueue(conn, **options | ({"delay": "1 minute"} if "delay" in options else {}))
+        ((batch, _),) = enqueue_many(conn, {"name": "t", **options})
+
+        for task_id in (one_call, batch):
+            assert rows(conn, "get", id=task_id)[0].enqueued_by == me
+
+
 def test_an_admin_sees_and_changes_everything_but_does_not_enqueue_or_work(conn, person):
     with acting_as(conn, person("tasklib_producer")):
         task_id = enqueue(conn)

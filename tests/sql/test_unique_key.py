@@ -127,6 +127,15 @@ def test_until_started_frees_the_key_at_the_claim(conn):
     assert enqueue(conn, unique_key="k", unique_until="started") != first
 
 
+def test_a_key_until_finished_is_kept_by_a_claim_that_frees_others(conn):
+    worker = register(conn)
+    first = enqueue(conn, unique_key="a")
+    enqueue(conn, unique_key="b", unique_until="started")
+    assert len(rows(conn, "claim", worker_id=worker, max_tasks=2)) == 2
+
+    assert enqueue(conn, unique_key="a") == first
+
+
 def test_a_key_until_started_is_free_when_its_task_never_starts(conn):
     first = enqueue(conn, unique_key="k", unique_until="started")
     call(conn, "cancel", id=first)
@@ -147,12 +156,14 @@ def test_a_retry_does_not_take_the_key_of_the_next_one(conn):
     assert one(conn, "select count(*) from tasklib.unique_key") == 0
 
 
-def test_an_ending_does_not_free_a_key_that_somebody_else_holds_now(conn):
+@pytest.mark.parametrize("ending", ["completed", "failed", "cancelled"])
+def test_an_ending_does_not_free_a_key_that_somebody_else_holds_now(conn, ending):
     worker = register(conn)
     enqueue(conn, unique_key="k", unique_until="started")
     held = claim_one(conn, worker)
     second = enqueue(conn, unique_key="k", unique_until="started")
-    complete(conn, worker, held)
+    outcome = {"state": ending} | ({"retry": False} if ending == "failed" else {})
+    assert finish(conn, worker, [held], [outcome]) == ["ok"]
 
     assert enqueue(conn, unique_key="k") == second
 
