@@ -27,7 +27,7 @@ create trigger submit before insert on orders for each row execute function subm
 ONE = "select tasklib.enqueue('up.loop', jsonb_build_object('number', %(n)s::int))"
 LATER = """
 select tasklib.enqueue('up.loop', jsonb_build_object('number', %(n)s::int),
-  delay => interval '0.1 seconds', concurrency_key => 'fresh' || %(n)s::int %% 3)
+  delay => interval '0.1 seconds', concurrency_key => 'fresh' || %(n)s::int %% 50)
 """
 MANY = "select id from tasklib.enqueue_many(%(tasks)s::jsonb)"
 ORDER = "insert into orders select from generate_series(1, 3) returning task_id"
@@ -92,7 +92,7 @@ def batch(n: int) -> str:
         [
             {"name": "up.loop", "kwargs": {"number": n}, "unique_key": f"{n}"},
             {"name": "up.thread", "kwargs": {"number": n}, "tags": {"n": n % 5}},
-            {"name": "up.loop", "kwargs": {"number": n}, "concurrency_key": f"{n % 3}"},
+            {"name": "up.loop", "kwargs": {"number": n}, "concurrency_key": f"{n % 50}"},
             {"name": "up.credit", "kwargs": {"number": n}, "delay": "0.2 seconds"},
             {"name": "up.loop", "kwargs": {"number": n}, "priority": 5, "headers": {"a": "b"}},
         ]
