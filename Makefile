@@ -106,6 +106,9 @@ model: $(STAMP) ## the SQL beside its model, for long; ARGS='--steps 1000000' or
 fuzz: $(STAMP) ## hostile arguments for every SQL function, for long; ARGS=--calls=1000000
 	@$(BIN)/python tests/fuzz/run.py $(ARGS)
 
+upgrade: $(STAMP) ## from every release to this schema under load; ARGS='--short --to future'
+	@$(BIN)/python tests/upgrade/run.py $(ARGS)
+
 bench-sql: $(STAMP) ## CPU and WAL a task, beside a classic one-table queue
 	@$(BIN)/python tests/bench/bench_sql.py $(ARGS)
 
@@ -118,12 +121,14 @@ install-extension: $(STAMP) ## put the extension's files into the server of PG_C
 build: $(STAMP) ## wheel and sdist into dist/
 	@$(BIN)/python -m build --no-isolation --outdir dist .
 
-release: $(STAMP) ## freeze this version's install script in sql/releases/
+release: $(STAMP) ## freeze this version's install script, and keep its wheel for the tests
 	@version=$$($(BIN)/python -c 'from importlib.metadata import version; print(version("pg-tasklib"))'); \
 	file=sql/releases/$$version.sql; \
 	test ! -e $$file || { echo "make: $$file exists; raise the version in pyproject.toml" >&2; exit 1; }; \
 	grep -qF "$$version" CHANGELOG.md || { echo "make: CHANGELOG.md says nothing about $$version" >&2; exit 1; }; \
 	mkdir -p sql/releases && $(BIN)/tasklib sql > $$file && echo "wrote $$file"
+	@$(BIN)/python -m build --wheel --no-isolation --outdir tests/upgrade/wheels . >/dev/null \
+	  && ls tests/upgrade/wheels
 
 clean: ## remove what was made: .venv, caches, dist; the embedded data in .tasklib stays
 	rm -rf .venv .bench dist build .pytest_cache .ruff_cache .import_linter_cache

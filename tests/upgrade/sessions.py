@@ -12,6 +12,7 @@ import psycopg
 
 Ids = list[str]
 Connect = Callable[[], psycopg.Connection[Any]]
+Statement = Callable[[], tuple[Any, dict[str, Any]]]
 
 TABLES = """
 create table effect (id uuid not null, attempt int not null);
@@ -27,7 +28,7 @@ create trigger submit before insert on orders for each row execute function subm
 ONE = "select tasklib.enqueue('up.loop', jsonb_build_object('number', %(n)s::int))"
 LATER = """
 select tasklib.enqueue('up.loop', jsonb_build_object('number', %(n)s::int),
-  delay => interval '0.1 seconds', concurrency_key => 'fresh' || %(n)s::int %% 3)
+  delay => interval '0.1 seconds', concurrency_key => 'fresh' || %(n)s::int %% 50)
 """
 MANY = "select id from tasklib.enqueue_many(%(tasks)s::jsonb)"
 ORDER = "insert into orders select from generate_series(1, 3) returning task_id"
@@ -47,11 +48,17 @@ class Session(threading.Thread):
         errors: What failed.
     """
 
-    def __init__(self, body: Callable[[], Ids], pause: float = 0.05) -> None:
+    def __init__(
+        self,
+        body: Callable[[], Ids],
+        conn: psycopg.Connection[Any] | None = None,
+        pause: float = 0.05,
+    ) -> None:
         super().__init__()
         self.acknowledged: Ids = []
         self.errors: list[str] = []
         self._body = body
+        self._conn = conn
         self._pause = pause
         self._stopped = threading.Event()
 
@@ -67,6 +74,8 @@ class Session(threading.Thread):
         """Let the last round end."""
         self._stopped.set()
         self.join()
+        if self._conn is not None:
+            self._conn.close()
 
 
 def sessions(conninfo: str) -> list[Session]:
@@ -76,13 +85,18 @@ def sessions(conninfo: str) -> list[Session]:
     def connect() -> psycopg.Connection[Any]:
         return psycopg.connect(conninfo, autocommit=True)
 
+    def kept_session(statement: Statement) -> Session:
+        conn = connect()
+        return Session(kept(conn, statement), conn)
+
+    readers = connect()
     return [
-        Session(kept(connect(), lambda: (ONE, {"n": next(numbers)}))),
-        Session(kept(connect(), lambda: (ORDER, {}))),
-        Session(kept(connect(), lambda: (MANY, {"tasks": batch(next(numbers))}))),
+        kept_session(lambda: (ONE, {"n": next(numbers)})),
+        kept_session(lambda: (ORDER, {})),
+        kept_session(lambda: (MANY, {"tasks": batch(next(numbers))})),
         Session(fresh(connect, lambda: (LATER, {"n": next(numbers)}))),
         Session(fresh(connect, lambda: (MANY, {"tasks": batch(next(numbers))}))),
-        Session(reader(connect()), pause=0.2),
+        Session(reader(readers), readers, pause=0.2),
     ]
 
 
@@ -92,14 +106,11 @@ def batch(n: int) -> str:
         [
             {"name": "up.loop", "kwargs": {"number": n}, "unique_key": f"{n}"},
             {"name": "up.thread", "kwargs": {"number": n}, "tags": {"n": n % 5}},
-            {"name": "up.loop", "kwargs": {"number": n}, "concurrency_key": f"{n % 3}"},
+            {"name": "up.loop", "kwargs": {"number": n}, "concurrency_key": f"{n % 50}"},
             {"name": "up.credit", "kwargs": {"number": n}, "delay": "0.2 seconds"},
             {"name": "up.loop", "kwargs": {"number": n}, "priority": 5, "headers": {"a": "b"}},
         ]
     )
-
-
-Statement = Callable[[], tuple[Any, dict[str, Any]]]
 
 
 def kept(conn: psycopg.Connection[Any], statement: Statement) -> Callable[[], Ids]:
