@@ -192,6 +192,18 @@ def test_quick_tasks_are_claimed_ahead_and_slow_ones_are_not() -> None:
     assert load.ahead(10) == 0
 
 
+def test_nothing_is_claimed_ahead_while_slow_tasks_come_between_quick_ones() -> None:
+    load = Load()
+    for _ in range(20):
+        for _ in range(50):
+            load.ended(0.0001)
+        load.ended(1.0)
+        assert load.ahead(10) == 0
+    for _ in range(300):
+        load.ended(0.0001)
+    assert load.ahead(10) > 0
+
+
 def test_large_arguments_are_not_piled_up() -> None:
     load = Load()
     load.ended(0.00001)
