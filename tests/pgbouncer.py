@@ -20,11 +20,13 @@ from psycopg.conninfo import conninfo_to_dict, make_conninfo
 
 from tasklib import _account
 
-# Servers of their own, or nothing that a pooler could be in front of.
+# Servers or sessions of their own, or nothing that a pooler could be in front of.
 NOT_POOLED = (
     "tests/bench",
     "tests/docs",
     "tests/failover",
+    "tests/fuzz",
+    "tests/model",
     "tests/mutants",
     "tests/torture",
     "tests/upgrade",
@@ -40,7 +42,7 @@ START_SECONDS = 20.0
 # Tests that need a session of their own, and why; * stands for any part of a name.
 NEEDS_A_SESSION = {
     "they set a role for the session, and look as somebody else from another one": (
-        "tests/sql/test_roles.py::*",
+        "tests/sql/test_roles*.py::*",
         "tests/sql/test_rules*.py::*",
         "tests/spec/test_sql.py::test_a_role_without_grants_can_do_nothing",
         "tests/cli/test_doctor.py::test_a_role_that_may_not_look_is_told_what_it_lacks",
@@ -55,6 +57,7 @@ NEEDS_A_SESSION = {
     "they listen": (
         "tests/sql/test_wake.py::*",
         "tests/sql/test_enqueue.py::test_a_sleeping_worker_is_notified_once",
+        "tests/python/test_worker_runs_tasks.py::test_a_sleeping_worker_starts_a_new_task_at_once",
         "tests/python/test_worker_recovers.py::test_a_worker_listens_again_when_*",
         "tests/python/test_worker_recovers.py::test_a_connection_that_broke_leaves_*",
     ),

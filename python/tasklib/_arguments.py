@@ -92,10 +92,10 @@ class Arguments:
             message = f"{self._label}: {_explained(error, self._masked)}"
             raise InvalidArguments(message) from self._cause(error)
         except _Lost as error:
-            shown = {name: MASK if name in self._masked else named[name] for name in named}
+            visible = {name: MASK if name in self._masked else named[name] for name in named}
             why = "one of them" if self._masked else error
             raise InvalidArguments(
-                f"{self._label}: JSON cannot hold {_shown(shown)}: {why}",
+                f"{self._label}: JSON cannot hold {shown(visible)}: {why}",
                 hint=_remedy(error)
                 or "Annotate the parameter with the type that it shall be read back as.",
             ) from self._cause(error)
@@ -135,7 +135,7 @@ class Arguments:
             _refuse_nul(text)
         except (ValueError, RecursionError, _Lost) as error:
             raise InvalidResult(
-                f"{self._label} returned {_shown(value)}, which JSON cannot hold: {error}",
+                f"{self._label} returned {shown(value)}, which JSON cannot hold: {error}",
                 hint=_remedy(error),
             ) from error
         return text.decode()
@@ -242,7 +242,7 @@ def json_object(value: Any, what: str) -> str:
         raise InvalidArguments(f"{what}: {_explained(error)}") from error
     except _Lost as error:
         raise InvalidArguments(
-            f"{what}: JSON cannot hold {_shown(value)}: {error}", hint=_remedy(error)
+            f"{what}: JSON cannot hold {shown(value)}: {error}", hint=_remedy(error)
         ) from error
 
 
@@ -297,12 +297,13 @@ def _explained(error: ValidationError, masked: Collection[str] = ()) -> str:
             is_masked = where.partition(".")[0] in masked
             # Messages of the user's own validators may quote the value.
             what = fault["type"] if is_masked else fault["msg"]
-            got = MASK if is_masked else _shown(fault["input"])
+            got = MASK if is_masked else shown(fault["input"])
             faults.append(f"argument {where!r}: {what}, got {got}")
     return "; ".join(faults)
 
 
-def _shown(value: object) -> str:
+def shown(value: object) -> str:
+    """Return a value as an error message quotes it, whatever it is, in 80 characters."""
     try:
         text = repr(value)
     except Exception:

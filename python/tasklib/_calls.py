@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import Any, Generic, LiteralString, TypeVar, cast
 from uuid import UUID
 
-from tasklib._arguments import json_object
+from tasklib._arguments import json_object, shown
 from tasklib.errors import InvalidArguments
 from tasklib.models import JSON, NewTask, Task
 
@@ -150,9 +150,13 @@ def list_tasks(
     """
     if type(limit) is not int or not 1 <= limit <= MOST_LISTED:
         raise InvalidArguments(
-            f"limit={limit!r} is not 1 to {MOST_LISTED}",
+            f"limit={shown(limit)} is not 1 to {MOST_LISTED}",
             hint="Go on after a page with before=, the id of its last task.",
         )
+    texts: dict[str, object] = {"state": state, "name": name, "queue": queue}
+    for label, value in texts.items():
+        if not isinstance(value, str | None):
+            raise InvalidArguments(f"{label}={shown(value)} is not a text")
     return Call(
         _TASK
         + """from tasklib.list(

@@ -8,7 +8,7 @@ from typing import Any
 
 from pydantic import TypeAdapter, ValidationError
 
-from tasklib._arguments import json_object
+from tasklib._arguments import json_object, shown
 from tasklib.errors import InvalidArguments
 from tasklib.models import NO_OPTIONS, Backoff, Options
 
@@ -54,6 +54,6 @@ def checked(label: str, options: Mapping[str, Any]) -> Options:
         return _OPTIONS.validate_python(values)
     except ValidationError as error:
         faults = "; ".join(
-            f"{fault['loc'][0]}={fault['input']!r}: {fault['msg']}" for fault in error.errors()
+            f"{fault['loc'][0]}={shown(fault['input'])}: {fault['msg']}" for fault in error.errors()
         )
         raise InvalidArguments(f"{label}: {faults}") from None

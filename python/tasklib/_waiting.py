@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from typing import Any
 from uuid import UUID
 
+from tasklib._arguments import shown
 from tasklib.errors import InvalidArguments, TaskNotFound
 from tasklib.models import Task, TaskResult
 from tasklib.registry import Registry
@@ -28,7 +29,7 @@ def as_id(task_id: TaskId) -> UUID:
     try:
         return UUID(task_id)
     except (ValueError, AttributeError, TypeError):
-        raise InvalidArguments(f"{task_id!r} is not the id of a task (a UUID)") from None
+        raise InvalidArguments(f"{shown(task_id)} is not the id of a task (a UUID)") from None
 
 
 def pauses(timeout: float | None) -> Iterator[float | None]:

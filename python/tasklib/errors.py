@@ -145,6 +145,7 @@ BY_SQLSTATE: dict[str, type[TaskLibError]] = {
     "2202E": InvalidArguments,
     "22P02": InvalidArguments,
     "22P05": InvalidArguments,
+    "23514": InvalidArguments,
     "54001": InvalidArguments,
     # No schema, no function, no table.
     "3F000": NotInstalled,

@@ -23,7 +23,7 @@ from weakref import WeakSet
 
 from typing_extensions import Unpack
 
-from tasklib._arguments import Arguments, json_object
+from tasklib._arguments import Arguments, json_object, shown
 from tasklib._functions import check_function, origin, task_name
 from tasklib._hooks import Around, Hook, as_hook
 from tasklib._options import checked, merged
@@ -275,9 +275,9 @@ class Registry:
             return task  # pyright: ignore[reportUnknownVariableType]
         if isinstance(task, str) and task in self.tasks:
             return self.tasks[task]
-        shown = getattr(task, "__qualname__", None) or repr(task)
+        name = getattr(task, "__qualname__", None) or shown(task)
         raise TaskNotRegistered(
-            f"{shown} is not a task", hint="Decorate the function with @task before submitting it."
+            f"{name} is not a task", hint="Decorate the function with @task before submitting it."
         )
 
     def new(

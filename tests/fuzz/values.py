@@ -130,9 +130,10 @@ def hostile(dice: random.Random, kind: str) -> Value:
     """Return something that an argument of this type should not be, or hardly."""
     if dice.random() < 0.1:
         return NULL
+    pool = POOLS.get(kind, POOLS["text"])
     if dice.random() < 0.03:
-        kind = dice.choice(list(POOLS))
-    return dice.choice(POOLS.get(kind, POOLS["text"]))
+        pool = [value for value in POOLS[dice.choice(list(POOLS))] if value.format == TEXT]
+    return dice.choice(pool)
 
 
 # -- JSON that is nearly right

@@ -114,13 +114,13 @@ def step(**arguments: st.SearchStrategy[Any]) -> Callable[[Callable[..., None]],
     """Make a rule that does nothing any more when time that really passed would begin to count."""
 
     def decorate(function: Callable[..., None]) -> Any:
-        @rule(**arguments)
         @wraps(function)
         def guarded(self: QueueMachine, **values: Any) -> None:
             if time.monotonic() - self.began < 4:
                 function(self, **values)
 
-        return guarded
+        as_rule: Any = rule(**arguments)
+        return as_rule(guarded)
 
     return decorate
 
@@ -132,8 +132,8 @@ class QueueMachine(RuleBasedStateMachine):
     steps: ClassVar[int] = 0
     examples: ClassVar[int] = 0
 
-    @initialize(types=task_types)
-    def begin(self, types: list[Any] | None) -> None:
+    @initialize(types=task_types, batch=st.lists(specs(), min_size=2, max_size=6), most=which)
+    def begin(self, types: list[Any] | None, batch: list[dict[str, Any]], most: int) -> None:
         database.empty(self.conn)
         type(self).examples += 1
         if self.examples % 20 == 0:
@@ -145,6 +145,8 @@ class QueueMachine(RuleBasedStateMachine):
         self.began = self.ticked = time.monotonic()
         self.register(types=["a", "b", "c"], lease=5 * MINUTE)
         self.register(types=types, lease=60 * MINUTE)
+        self.enqueue_many(batch=batch)
+        self.claim_some(self.worker_ids[0], QUEUES, most % 4 + 1)
 
     # -- both sides
 
@@ -181,7 +183,7 @@ class QueueMachine(RuleBasedStateMachine):
     def lease(self, index: int, wrong: str = "") -> Lease:
         """Return what some claim handed out, now or long ago, or what none did."""
         if not self.leases:
-            return Lease(uuid4(), self.worker_id(index), 1)
+            return Lease(self.task_id(index), self.worker_id(index), 1)
         held = self.model.at("running") if index % 2 else []
         held = [Lease(task.id, task.worker, task.attempt) for task in held if task.worker]
         lease = _nth(held or self.leases, index // 2)
@@ -198,7 +200,9 @@ class QueueMachine(RuleBasedStateMachine):
         return _nth(self.task_ids, index) if self.task_ids else uuid4()
 
     def worker_id(self, index: int) -> UUID:
-        return _nth(self.worker_ids, index) if self.worker_ids else uuid4()
+        """Return a worker; one that lives, mostly."""
+        live = [worker.id for worker in self.model.live()] if index % 4 else []
+        return _nth(live or self.worker_ids, index // 4)
 
     def settle(self) -> None:
         """Let the last tick be new, also on a slow machine, and what is finished older than now."""
@@ -447,7 +451,11 @@ class QueueMachine(RuleBasedStateMachine):
     def fail(
         self, index: int, wrong: str, error: str, retry: bool, retry_in: float | None, cause: str
     ) -> None:
-        lease = self.lease(index, wrong)
+        self.fail_one(self.lease(index, wrong), error, retry, retry_in, cause)
+
+    def fail_one(
+        self, lease: Lease, error: str | None, retry: bool, retry_in: float | None, cause: str
+    ) -> None:
         found: list[tuple[str, bool]] = []
         self.ask(
             "fail",
@@ -498,6 +506,37 @@ class QueueMachine(RuleBasedStateMachine):
             read=lambda rows: [row[0] for row in rows],
             **_batch([lease]),
         )
+
+    @step(index=which, most=st.integers(1, 4), outcome=outcomes)
+    def work(self, index: int, most: int, outcome: dict[str, Any]) -> None:
+        """Claim, and end the first of what was claimed."""
+        worker_id = self.worker_id(index)
+        before = len(self.leases)
+        self.claim_some(worker_id, QUEUES, most)
+        self.same()
+        if leases := self.leases[before : before + 1]:
+            self.ask(
+                "finish",
+                lambda: self.model.finish(worker_id, leases, [outcome]),
+                read=lambda rows: [row[0] for row in rows],
+                **_batch(leases),
+                outcomes=[outcome],
+            )
+
+    @step(index=which, cause=st.sampled_from(["error", "error", "timeout", "crashed"]))
+    def fail_often(self, index: int, cause: str) -> None:
+        """Let a task fail until it fails for good, with time for each retry."""
+        lease = self.lease(2 * index + 1)
+        for _ in range(5):
+            task = self.model.tasks.get(lease.task)
+            if task is None or task.place != "running":
+                break
+            lease = Lease(task.id, task.worker, task.attempt)
+            self.fail_one(lease, "boom", True, None, cause)
+            self.same()
+            self.advance(seconds=60 * MINUTE, silent=False)
+            self.claim_some(lease.worker, QUEUES, 20)
+            self.same()
 
     @step(index=which)
     def release_often(self, index: int) -> None:

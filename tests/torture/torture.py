@@ -71,6 +71,9 @@ BARS = {"tasks": 20_000, "kills": 300, "restarts": 20}
 # queue that never runs dry hides some faults.
 BACKLOG = 1000
 BACKLOG_AGAIN = 1
+# Towards the end there shall be none: how fast a worker is, other measurements tell.
+LAST_BACKLOG = 50
+LAST_SECONDS = 20.0
 LOOK_SECONDS = 8.0
 QUIET_SECONDS = 3.0
 # Codes that workers end with: a fresh one takes over; no server when they started; killed; what
@@ -182,7 +185,8 @@ class Run:
             if passed > plan.seconds - QUIET_SECONDS:
                 (self.folder / "no-more").touch()
             time.sleep(0.5)
-            self._hold_back(stage)
+            is_last = passed > plan.seconds - LAST_SECONDS
+            self._hold_back(stage, LAST_BACKLOG if is_last else BACKLOG)
             # At the end of a short run everything is looked at anyway.
             is_long = plan.seconds > 60 or self.options.mutant
             if time.monotonic() > next_look and is_long:
@@ -193,7 +197,7 @@ class Run:
                 break
         (self.folder / "no-more").touch()
 
-    def _hold_back(self, stage: Stage) -> None:
+    def _hold_back(self, stage: Stage, most: int) -> None:
         """Let producers pause while too much waits."""
         paused = self.folder / "paused"
         try:
@@ -202,9 +206,9 @@ class Run:
         except psycopg.Error:
             return
         waiting = row[0] if row else 0
-        if waiting > BACKLOG:
+        if waiting > most:
             paused.touch()
-        elif waiting < BACKLOG_AGAIN:
+        elif waiting < min(BACKLOG_AGAIN, most):
             paused.unlink(missing_ok=True)
 
     def _look(self, stage: Stage, passed: float) -> None:
@@ -307,9 +311,9 @@ class Run:
             self.counts[f"attempts that failed: {cause}"] = causes[cause]
         begun = {(run["task"], run["attempt"]) for run in self.book.runs.values()}
         for event in court.events:
-            is_dead = event.kind == "failed" and event.detail in ("lost", "crashed")
-            if is_dead and (event.task_id, event.attempt) not in begun:
-                self.counts[f"of those {event.detail}: had not begun"] += 1
+            is_death = event.kind == "failed" and event.detail in ("lost", "crashed")
+            if is_death and (event.task_id, event.attempt) not in begun:
+                self.counts[f"attempts that failed: {event.detail}, and had not begun"] += 1
         self.counts["calls with ended leases refused"] = self.book.refused.total()
         for how, count in self.book.outcomes.items():
             self.counts[f"tasks whose enqueue was {how}"] = count
