@@ -225,9 +225,9 @@ class Fuzz:
             "max_retries": "2",
             "priority": "5",
             "max_crashes": "2",
-            "role": dice.choice(["public", "tasklib_producer"]),
+            "role": "tasklib_producer",
             "action": dice.choice(["enqueue", "claim"]),
-            "strict": dice.choice(["true", "false"]),
+            "strict": "f",
             "max_bytes": "1000",
             "max_backlog": "100",
         }
