@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import re
 import signal
 import subprocess
 import time
 from collections.abc import Callable, Generator
 from concurrent.futures import ThreadPoolExecutor
+from fnmatch import fnmatchcase
+from pathlib import Path
 from typing import Any
 from uuid import uuid4
 
@@ -93,6 +96,17 @@ def changed_settings(pooled: str) -> dict[str, str]:
                 "('application_name', 'client_encoding', 'DateStyle', 'TimeZone')"
             ).fetchall()
         )
+
+
+@pytest.mark.parametrize(
+    "one", [one for group in pgbouncer.NEEDS_A_SESSION.values() for one in group]
+)
+def test_what_is_left_out_through_a_pooler_is_there(one: str) -> None:
+    pattern, _, name = one.partition("::")
+    texts = [path.read_text() for path in Path(__file__).parents[1].glob(pattern)]
+    assert any(
+        fnmatchcase(found, name) for text in texts for found in re.findall(r"def (test_\w+)", text)
+    )
 
 
 @pytest.mark.parametrize("listens", [True, False])

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from concurrent.futures import ThreadPoolExecutor
-from uuid import UUID
+from uuid import RFC_4122, UUID
 
 import pytest
 
@@ -73,9 +73,11 @@ def test_any_uuid_has_a_shard_and_null_has_none(conn):
     assert call(conn, "shard_of", id=None) is None
 
 
-def test_a_worker_id_is_random(conn):
-    workers = {register(conn) for _ in range(20)}
+def test_a_worker_id_is_random_and_says_which_server_made_it(conn):
+    workers = [register(conn) for _ in range(20)]
 
-    assert len(workers) == 20
-    assert {worker.version for worker in workers} == {4}
+    assert len({str(worker)[:28] for worker in workers}) == 20
+    assert len({str(worker)[28:] for worker in workers}) == 1
+    assert {worker.version for worker in workers} == {8}
+    assert {worker.variant for worker in workers} == {RFC_4122}
     assert one(conn, "select count(*) from tasklib.worker") == 20
