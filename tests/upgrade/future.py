@@ -50,8 +50,8 @@ def write_future(sql: Path, folder: Path) -> Path:
     _edit(enqueue, "\n)\n  returns uuid", ",\n  note text default null\n)\n  returns uuid")
     _edit(enqueue, f"tasklib.enqueue({signature})", f"tasklib.enqueue({types}, text)")
     _edit(grants, f"tasklib.enqueue({types})", f"tasklib.enqueue({types}, text)")
-    last = "  progress.message as progress_message\n"
-    _edit(folder / "views.sql", last, f"{last[:-1]},\n  task.note\n")
+    last = "  worker.info\nfrom tasklib.worker\n"
+    _edit(folder / "views.sql", last, last.replace("\n", ",\n  worker.zone\n", 1))
     (folder / "migrations" / "9001_future.sql").write_text(MIGRATION % types)
     return folder
 
