@@ -596,9 +596,12 @@ class QueueMachine(RuleBasedStateMachine):
             max_crashes=max_crashes,
         )
 
-    @step(name=queues)
-    def pause(self, name: str) -> None:
+    @step(name=queues, index=which)
+    def pause(self, name: str, index: int) -> None:
+        """Pause a queue, and try to get something from it."""
         self.ask("pause", lambda: self.model.pause(name), read=lambda rows: None, queue=name)
+        self.same()
+        self.claim_some(self.worker_id(index), [name], 3)
 
     @step(name=queues)
     def resume(self, name: str) -> None:

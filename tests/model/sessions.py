@@ -616,6 +616,16 @@ class SessionsMachine(RuleBasedStateMachine):
 
         self.step(session, ask, answer, self.gates(session))
 
+    @rule(session=sessions)
+    def overtake(self, session: int) -> None:
+        """Enqueue in an open transaction, then elsewhere, and keep house meanwhile."""
+        other = (session + 1) % SESSIONS
+        self.begin(session=session, level=READ_COMMITTED)
+        for each in (session, other):
+            self.enqueue(session=each, batch=[{"name": "a", "queue": "default"}])
+        self.end_transaction(other, commit=True)
+        self.tick(session=other, busy=True)
+
     def teardown(self) -> None:
         """Everything that was committed is finished in the end, once."""
         if not hasattr(self, "store"):
