@@ -54,6 +54,8 @@ def empty(conn: Connection[Any]) -> None:
     conn.execute(cast("LiteralString", ";".join(f"delete from tasklib.{t}" for (t,) in tables)))
     conn.execute("select tasklib.set_strict(false)")  # with the rules, what follows from them
     conn.execute("select setval('tasklib.asleep_until', 0), setval('tasklib.notified_at', 0)")
+    # marks move by 200 positions at least
+    conn.execute("select setval('tasklib.position', last_value + 201) from tasklib.position")
     conn.execute("select tasklib.tick()")
 
 

@@ -37,8 +37,8 @@ backoffs = st.sampled_from(
         {"base_seconds": 30, "multiplier": 3, "cap_seconds": 100},
     ]
 )
-unique_keys = st.sampled_from(["u1", "u2"])
-concurrency_keys = st.sampled_from(["k1", "k2"])
+unique_keys = st.sampled_from(["u1", "u2", "u3", "u4"])
+concurrency_keys = st.sampled_from(["k1", "k2", "k3"])
 wrong = st.sampled_from(["", "", "", "", "", "", "worker", "worker", "attempt", "task"])
 errors = st.sampled_from([None, "boom", "x" * 100])
 
@@ -49,8 +49,8 @@ def specs(draw: st.DrawFn) -> dict[str, Any]:
     spec: dict[str, Any] = {"name": draw(names)}
     chosen = draw(st.integers(0, 2**10 - 1))
     for bit, (option, values) in enumerate(_OPTIONS.items()):
-        # a quarter of them: two bits of ten each
-        if chosen >> bit & 1 and chosen >> (bit + 3) % 10 & 1:
+        # keys half of the time, others a quarter: two bits of ten
+        if chosen >> bit & 1 and (option.endswith("key") or chosen >> (bit + 3) % 10 & 1):
             spec[option] = draw(values)
     if "unique_key" in spec and draw(st.booleans()):
         spec["unique_until"] = "started"
@@ -507,12 +507,17 @@ class QueueMachine(RuleBasedStateMachine):
             **_batch([lease]),
         )
 
-    @step(index=which, most=st.integers(1, 4), outcome=outcomes)
-    def work(self, index: int, most: int, outcome: dict[str, Any]) -> None:
+    @step(
+        index=which,
+        asked=st.sampled_from([QUEUES, QUEUES, ["default"], ["mail"]]),
+        most=st.integers(1, 4),
+        outcome=outcomes,
+    )
+    def work(self, index: int, asked: list[str], most: int, outcome: dict[str, Any]) -> None:
         """Claim, and end the first of what was claimed."""
         worker_id = self.worker_id(index)
         before = len(self.leases)
-        self.claim_some(worker_id, QUEUES, most)
+        self.claim_some(worker_id, asked, most)
         self.same()
         if leases := self.leases[before : before + 1]:
             self.ask(
@@ -591,9 +596,12 @@ class QueueMachine(RuleBasedStateMachine):
             max_crashes=max_crashes,
         )
 
-    @step(name=queues)
-    def pause(self, name: str) -> None:
+    @step(name=queues, index=which)
+    def pause(self, name: str, index: int) -> None:
+        """Pause a queue, and try to get something from it."""
         self.ask("pause", lambda: self.model.pause(name), read=lambda rows: None, queue=name)
+        self.same()
+        self.claim_some(self.worker_id(index), [name], 3)
 
     @step(name=queues)
     def resume(self, name: str) -> None:

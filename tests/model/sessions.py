@@ -39,9 +39,9 @@ sessions = st.integers(0, SESSIONS - 1)
 workers = st.integers(0, WORKERS - 1)
 which = st.integers(0, 30)
 specs = st.fixed_dictionaries(
-    {"name": st.sampled_from(["a", "b"]), "queue": st.sampled_from(QUEUES)},
+    {"name": st.sampled_from(["a", "b"]), "queue": st.sampled_from(["default", *QUEUES])},
     optional={
-        "priority": st.integers(-1, 1),
+        "priority": st.integers(0, 1),
         "unique_key": st.sampled_from(["u1", "u2"]),
         "unique_until": st.sampled_from(["finished", "started"]),
     },
@@ -587,7 +587,7 @@ class SessionsMachine(RuleBasedStateMachine):
 
     # -- housekeeping
 
-    @rule(session=sessions, busy=st.booleans())
+    @rule(session=sessions, busy=st.sampled_from([True, True, False]))
     def tick(self, session: int, busy: bool) -> None:
         """Keep house, with the notes of earlier ticks a second old so that marks move."""
 
@@ -615,6 +615,16 @@ class SessionsMachine(RuleBasedStateMachine):
             return True
 
         self.step(session, ask, answer, self.gates(session))
+
+    @rule(session=sessions)
+    def overtake(self, session: int) -> None:
+        """Enqueue in an open transaction, then elsewhere, and keep house meanwhile."""
+        other = (session + 1) % SESSIONS
+        self.begin(session=session, level=READ_COMMITTED)
+        for each in (session, other):
+            self.enqueue(session=each, batch=[{"name": "a", "queue": "default"}])
+        self.end_transaction(other, commit=True)
+        self.tick(session=other, busy=True)
 
     def teardown(self) -> None:
         """Everything that was committed is finished in the end, once."""
