@@ -445,6 +445,7 @@ async def test_a_task_that_cleans_up_is_held_until_its_child_has_ended(
         await asyncio.sleep(0.05)
     await stopping
 
+    assert note.with_suffix(".clean").exists()
     # At the last look the child may have been through.
     assert set(seen[:-1]) == {"running"}
     assert worker.stats.released == 1

@@ -137,6 +137,20 @@ async def test_the_current_task_is_known_inside_it(aqueue: TaskQueue, running: S
         assert result.value == [str(task_id), kind.name, "default", 1, {"a": 1}, False]
 
 
+async def test_coroutines_do_not_see_each_others_context(aqueue: TaskQueue, running: Start) -> None:
+    @aqueue.task
+    async def work(n: int) -> bool:
+        before = tasklib.current_task().id
+        await asyncio.sleep(0.3)
+        return tasklib.current_task().id == before
+
+    ids = await aqueue.enqueue_many([(work, {"n": n}) for n in range(4)])
+    running(concurrency=4)
+    results = [await aqueue.get_result(task_id, timeout=20) for task_id in ids]
+
+    assert [result and result.value for result in results] == [True] * 4
+
+
 def test_outside_a_task_there_is_no_current_one() -> None:
     with pytest.raises(NotInTask):
         tasklib.current_task()

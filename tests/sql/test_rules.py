@@ -86,6 +86,24 @@ def test_a_pattern_is_a_beginning_and_not_an_expression(conn, producer):
                 enqueue(conn, name, queue=queue)
 
 
+def test_a_name_without_a_star_is_that_name_alone(conn, producer):
+    rule(conn, producer, "enqueue", "mail", "send")
+    with acting_as(conn, producer):
+        enqueue(conn, "send", queue="mail")
+        for queue, name in [("mail", "sender"), ("mails", "send")]:
+            with refused("TL012"):
+                enqueue(conn, name, queue=queue)
+
+
+def test_where_a_role_may_claim_it_may_not_enqueue_for_that(conn, producer):
+    rule(conn, producer, "enqueue", "mail")
+    rule(conn, producer, "claim", "reports")
+    with acting_as(conn, producer):
+        enqueue(conn, queue="mail")
+        with refused("TL012"):
+            enqueue(conn, queue="reports")
+
+
 def test_a_refusal_names_role_queue_and_name_and_the_call_that_allows_it(conn, producer):
     rule(conn, producer, "enqueue", "mail")
     before = fingerprint(conn)
