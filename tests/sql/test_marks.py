@@ -230,8 +230,9 @@ def test_a_delayed_enqueue_that_waits_for_its_unique_key_is_not_hidden(conn, mak
     with in_background(lambda: enqueue(producer, unique_key="k", delay="1 ms")) as enqueued:
         blocked(conn, producer)
         for _ in range(3):
-            # far behind, tick asks who writes to the queue
+            # far behind, tick asks who writes to the queue; marks of times move in steps of 5 s
             run(conn, "select setval('tasklib.position', nextval('tasklib.position') + 2000)")
+            run(conn, "update tasklib.time_mark set low = low - interval '1 minute'")
             tick(conn)
         run(holder, "rollback")
         enqueued.result(5)
