@@ -23,26 +23,21 @@ POOLER = "pgbouncer"
 SHORT = (
     "tests/cli/test_doctor.py",
     "tests/cli/test_schema.py",
-    "tests/cli/test_worker_command.py",
     "tests/python/test_roles.py",
     "tests/python/test_worker_runs_tasks.py",
     "tests/spec/test_sql.py",
-    "tests/sql/test_claim_order.py",
     "tests/sql/test_contract.py",
     "tests/sql/test_crash.py",
     "tests/sql/test_ids.py",
-    "tests/sql/test_roles.py",
 )
 # What a pooler could break: sessions, prepared statements, notifications, transactions of clients.
 SHORT_POOLED = (
     "tests/cli/test_doctor.py",
     "tests/cli/test_worker_command.py",
     "tests/python/test_connection_argument.py",
-    "tests/python/test_module_functions.py",
     "tests/python/test_worker_processes.py",
     "tests/python/test_worker_runs_tasks.py",
     "tests/spec/test_sql.py",
-    "tests/sql/test_enqueue.py",
     "tests/sql/test_unique_key.py",
 )
 
