@@ -93,7 +93,9 @@ def changed_settings(pooled: str) -> dict[str, str]:
         return dict(
             conn.execute(
                 "select name, setting from pg_settings where source = 'session' and name not in "
-                "('application_name', 'client_encoding', 'DateStyle', 'TimeZone')"
+                "('application_name', 'client_encoding', 'DateStyle', 'TimeZone') "
+                # those of a transaction say 'session' after it, and begin anew with the next one
+                "and name not like 'transaction\\_%'"
             ).fetchall()
         )
 

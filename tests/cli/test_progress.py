@@ -76,8 +76,7 @@ def test_migrate_says_that_it_waits_for_a_table(
     cli("migrate")
 
     (line,) = said
-    assert line.startswith("waiting for a table that is in use (canceling statement due to lock")
-    assert line.endswith("attempt 1 of 30")
+    assert line.startswith("waiting for a table that is in use (")
 
 
 def let_go_when_it_says_so(monkeypatch: pytest.MonkeyPatch, holder: Connection[Any]) -> list[str]:

@@ -37,7 +37,7 @@ CALLS: list[Call[Any]] = [
     _worker_calls.deregister_worker("w"),
     Call(_worker_calls.HEARTBEAT, {"worker_id": "w"}, list),
     Call(_worker_calls.CANCEL_REQUESTS, {"worker_id": "w"}, list),
-    Call(_worker_calls.CRASHED, {"worker_id": "w"}, list),
+    Call(_worker_calls.CRASHED, {"worker_id": "w", "begun": []}, list),
 ]
 
 

@@ -276,7 +276,7 @@ async def test_a_task_that_is_cancelled_before_it_begins_is_not_run(
 
 
 @pytest.fixture
-def pooler(monkeypatch: pytest.MonkeyPatch) -> None:
+def made_up_pids(monkeypatch: pytest.MonkeyPatch) -> None:
     """Let sessions announce a process id that is not theirs, as poolers do."""
 
     def made_up() -> Call[int]:
@@ -285,7 +285,9 @@ def pooler(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(_calls, "backend_pid", made_up)
 
 
-async def test_behind_a_pooler_nothing_is_prepared(pooler: None, config: tasklib.Config) -> None:
+async def test_behind_a_pooler_nothing_is_prepared(
+    made_up_pids: None, config: tasklib.Config
+) -> None:
     with _connections.connect(config) as connection:
         assert connection.prepare_threshold is None
     async with await _connections.aconnect(config) as connection:
@@ -293,7 +295,7 @@ async def test_behind_a_pooler_nothing_is_prepared(pooler: None, config: tasklib
 
 
 async def test_behind_a_pooler_a_worker_polls(
-    pooler: None, aqueue: TaskQueue, running: Start, conn: Any
+    made_up_pids: None, aqueue: TaskQueue, running: Start, conn: Any
 ) -> None:
     @aqueue.task
     async def work() -> None: ...
