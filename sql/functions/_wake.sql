@@ -30,7 +30,7 @@ create or replace function tasklib._wake_some(queue text, types bigint[], now ti
 as $$
 declare
   v_now bigint := tasklib._milliseconds(now);
-  v_last bigint := coalesce(pg_sequence_last_value('tasklib.notified_at'), 0);
+  v_last bigint := (select last_value from tasklib.notified_at);
   v_bits bigint;
   v_names text;
 begin
@@ -68,7 +68,7 @@ create or replace function tasklib._sleeps_at(at timestamptz)
   set search_path = pg_catalog, pg_temp
 as $$
 begin
-  return coalesce(pg_sequence_last_value('tasklib.asleep_until'), 0)
+  return (select last_value from tasklib.asleep_until)
     > tasklib._milliseconds(greatest(at, clock_timestamp()));
 end;
 $$;

@@ -76,6 +76,7 @@ begin
     perform tasklib._check_spec(spec, null);
   end if;
   select known.type, known.queue, known.priority, config.shard, config.enqueue_ruled,
+    (select last_value from tasklib.asleep_until) as asleep_until,
     known.type is not null or exists (select from tasklib.task_type where task_type.type = 0) as is_known
     into v_known
   from tasklib.config left join tasklib.task_type as known on known.name = spec.name;
@@ -102,7 +103,7 @@ begin
     insert into tasklib.parked (type, task_id, attempt, key) values (v_type, v_id, 0, v_key);
   end if;
 
-  if pg_sequence_last_value('tasklib.asleep_until') > tasklib._milliseconds(v_now) then
+  if v_known.asleep_until > tasklib._milliseconds(v_now) then
     perform tasklib._wake_some(v_queue, array[v_type], v_now);
   end if;
   return v_id;
