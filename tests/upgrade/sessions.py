@@ -36,7 +36,7 @@ READS = (
     "select count(*), sum(retry_count) from tasklib.tasks",
     "select * from tasklib.queue_stats",
     "select id, state from tasklib.list(max_rows => 5)",
-    "select * from tasklib.worker_health",
+    "select name, status from tasklib.worker_health",
 )
 
 
