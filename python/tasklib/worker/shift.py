@@ -31,9 +31,6 @@ UNWIND_SECONDS = 1.0
 PULSE_SECONDS = 1.0
 # What was claimed ahead and has not started after so long goes back, for others to run.
 AHEAD_SECONDS = 1.0
-# What had to go back would have to again: nothing is claimed ahead for so long, as a task that was
-# given back too often is charged.
-NO_AHEAD_SECONDS = 30.0
 # Outcomes wait for no longer than this for more of them, and only while more are about to come.
 GATHER_SECONDS = 0.05
 # A thread that has not come back so long after the timeout of its task will not soon.
@@ -77,7 +74,6 @@ class Shift:
         self._ahead: deque[Run] = deque()
         self._busy: set[Run] = set()
         self._incoming = 0
-        self._no_ahead_until = 0.0
         self._is_starting = False
         self._settled_at = 0.0
         self._stopping = False
@@ -150,8 +146,6 @@ class Shift:
         return max(0, min(room, self.limits.left(self._stats.claimed)))
 
     def _ahead_allowed(self) -> int:
-        if self._loop.time() < self._no_ahead_until:
-            return 0
         ahead = self._load.ahead(self._settings.concurrency)
         if ahead and self._busy:
             oldest = min(run.started for run in self._busy)
@@ -282,7 +276,6 @@ class Shift:
             timeout = max(0.0, self._fetcher.next_look - now, self._fetcher.gathers_for)
         elif self._ahead:
             if now - self._ahead[0].started > AHEAD_SECONDS:
-                self._no_ahead_until = now + NO_AHEAD_SECONDS
                 self._give_back_ahead()
                 return
             timeout = GATHER_SECONDS if self._finisher else AHEAD_SECONDS
