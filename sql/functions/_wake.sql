@@ -97,6 +97,7 @@ create or replace function tasklib._wake_for(specs tasklib.task_spec[], now time
   set search_path = pg_catalog, pg_temp
 as $$
 declare
+  v_asleep_until bigint := (select last_value from tasklib.asleep_until);
   v_new record;
 begin
   for v_new in
@@ -104,7 +105,8 @@ begin
       array_agg(distinct coalesce(type.type, tasklib._type_of(spec.name))) as types
     from unnest(specs) as spec
       left join tasklib.task_type as type on type.name = spec.name
-    where tasklib._sleeps_at(coalesce(spec.scheduled_at, _wake_for.now + spec.delay, _wake_for.now))
+    where tasklib._milliseconds(greatest(_wake_for.now,
+        coalesce(spec.scheduled_at, _wake_for.now + spec.delay))) < v_asleep_until
     group by 1
   loop
     perform tasklib._wake_some(v_new.queue, v_new.types, now);
