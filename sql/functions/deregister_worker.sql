@@ -36,7 +36,8 @@ begin
     if crashed and (begun is null or v_run.task_id = any (begun)) then
       perform tasklib._fail(v_run, 'the worker process died', true, null, 'crashed');
     else
-      perform tasklib._release(v_run);
+      -- One that had begun is to blame for a crash. When none had it may be this one: that must end.
+      perform tasklib._release(v_run, not crashed or coalesce(cardinality(begun), 0) = 0);
     end if;
     v_count := v_count + 1;
   end loop;
@@ -45,7 +46,7 @@ begin
 end;
 $$;
 comment on function tasklib.deregister_worker(uuid, boolean, uuid[], tasklib.caller) is
-  'End a worker''s registration. What it still holds is given back: released, or failed as crashed when a supervisor saw its process die. begun: the ids of those tasks that the process had begun, when that is known; others were claimed ahead, cannot be to blame, and are released. Returns how many tasks that were. Errors: TL007, TL011.';
+  'End a worker''s registration. What it still holds is given back: released, or failed as crashed when a supervisor saw its process die. begun: the ids of those tasks that the process had begun, when that is known; others were claimed ahead, cannot be to blame, and are released, without counting that when there is one to blame. Returns how many tasks that were. Errors: TL007, TL011.';
 
 create or replace function tasklib._forget_any_name()
   returns void

@@ -288,7 +288,7 @@ begin
         tasklib._seconds(nullif(outcome -> 'retry_in', 'null')::numeric),
         coalesce(outcome ->> 'cause', 'error'));
     when 'released' then
-      perform tasklib._release(run);
+      perform tasklib._release(run, true);
     when 'snoozed' then
       perform tasklib._snooze(run, tasklib._seconds((outcome -> 'seconds')::numeric));
     when 'cancelled' then

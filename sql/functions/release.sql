@@ -20,7 +20,7 @@ $$;
 comment on function tasklib.release(uuid, uuid[], int[], tasklib.caller) is
   'Give back what was not started: ready again, behind those that are ready now, and not charged (the eleventh release of a task counts as a failed attempt). Returns a status a row, as finish does. Errors: TL001, TL002, TL007, TL011.';
 
-create or replace function tasklib._release(run tasklib.running)
+create or replace function tasklib._release(run tasklib.running, is_counted boolean)
   returns void
   language plpgsql
   volatile
@@ -29,7 +29,7 @@ as $$
 begin
   if exists (select from tasklib.cancel_request where cancel_request.task_id = run.task_id) then
     perform tasklib._close(run.task_id, 3::smallint, run, null);
-  elsif (tasklib._count(run.task_id, 0, 1, 0)).releases > 10 then
+  elsif (tasklib._count(run.task_id, 0, is_counted::int, 0)).releases > 10 and is_counted then
     perform tasklib._fail(run, 'released more than 10 times', true, null, 'error');
   else
     perform tasklib._count(run.task_id, 1, 0, 0);
@@ -41,5 +41,5 @@ begin
   end if;
 end;
 $$;
-comment on function tasklib._release(tasklib.running) is
-  'Internal. Puts a run back among the ready tasks, excused, and wakes a worker for it.';
+comment on function tasklib._release(tasklib.running, boolean) is
+  'Internal. Puts a run back among the ready tasks, excused, and wakes a worker for it. One that is counted may be one too many, and fails.';

@@ -399,14 +399,19 @@ class QueueMachine(RuleBasedStateMachine):
             worker_id=worker_id,
         )
 
-    @step(index=which, crashed=st.booleans())
-    def deregister(self, index: int, crashed: bool) -> None:
+    @step(index=which, crashed=st.booleans(), spots=st.none() | st.sets(st.integers(0, 3)))
+    def deregister(self, index: int, crashed: bool, spots: set[int] | None) -> None:
         worker_id = self.worker_id(index)
+        begun = None
+        if spots is not None:
+            held = [task.id for task in self.model.held(worker_id)]
+            begun = [held[spot] for spot in spots if spot < len(held)]
         self.ask(
             "deregister_worker",
-            lambda: self.model.deregister(worker_id, crashed),
+            lambda: self.model.deregister(worker_id, crashed, begun),
             worker_id=worker_id,
             crashed=crashed,
+            begun=begun,
         )
 
     @step(index=which, max_wait=minutes, for_long=st.booleans())

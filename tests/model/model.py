@@ -9,7 +9,7 @@ the tasks of a dead worker are given back.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass, field
 from itertools import count
 from typing import Any
@@ -253,15 +253,15 @@ class Model:
         if worker.lease_until < self.now + worker.lease / 10:
             worker.lease_until, worker.graced = self.now + worker.lease, False
 
-    def deregister(self, worker_id: UUID, crashed: bool) -> int:
+    def deregister(self, worker_id: UUID, crashed: bool, begun: Collection[UUID] | None) -> int:
         worker = self.registration(worker_id)
         worker.lost, worker.cleared_at = True, self.now
         held = self.held(worker_id)
         for task in held:
-            if crashed:
+            if crashed and (begun is None or task.id in begun):
                 self.fail_run(task, "the worker process died", cause="crashed")
             else:
-                self.release_run(task)
+                self.release_run(task, counted=not crashed or not begun)
         return len(held)
 
     def held(self, worker_id: UUID) -> list[Task]:
@@ -459,13 +459,13 @@ class Model:
         task.asked = False
         self.free_unique(task)
 
-    def release_run(self, task: Task) -> None:
+    def release_run(self, task: Task, counted: bool = True) -> None:
         if task.asked:
             self.close(task, "cancelled", None)
             self.leave_gates([task.gate])
             return
-        task.releases += 1
-        if task.releases > 10:
+        task.releases += counted
+        if counted and task.releases > 10:
             self.fail_run(task, "released more than 10 times")
             return
         task.excused += 1

@@ -154,6 +154,27 @@ def test_only_what_a_dead_process_had_begun_is_charged(conn):
     ]
 
 
+def test_waiting_behind_tasks_that_kill_is_never_charged(conn):
+    ahead = enqueue(conn, max_retries=0)
+    for _ in range(12):
+        worker, culprit = register(conn), enqueue(conn)
+        assert {row.id for row in claim(conn, worker, 2)} == {ahead, culprit}
+        call(conn, "deregister_worker", worker_id=worker, crashed=True, begun=[culprit])
+        call(conn, "cancel", id=culprit)
+    assert task(conn, ahead).retry_count == 0
+
+
+@pytest.mark.parametrize("begun", [[], None])
+def test_a_task_whose_workers_die_before_it_begins_ends(conn, begun):
+    task_id = enqueue(conn, max_retries=0)
+    for _ in range(11):
+        worker = register(conn)
+        claim_one(conn, worker)
+        call(conn, "deregister_worker", worker_id=worker, crashed=begun is not None, begun=begun)
+    assert state(conn, task_id) == "failed"
+    assert task(conn, task_id).error == "released more than 10 times"
+
+
 def test_deregistering_gives_everything_back_uncharged(conn):
     worker, other = register(conn), register(conn)
     ids = [row.id for row in enqueue_many(conn, *[{"name": "t"}] * 5)]

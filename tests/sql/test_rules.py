@@ -758,13 +758,16 @@ def test_a_backlog_of_many_blocks_is_counted_over_several_ticks(conn, producer):
 
 def test_a_part_of_the_counting_costs_the_same_for_any_backlog(conn, producer):
     def part():
-        run(conn, "update tasklib.backlog_round set place = 1, block = 0")
-        return buffers(conn, "select tasklib._count_backlog(20)")
+        # the least of some, as a plan made anew (autovacuum has analyzed) reads a thousand pages of the catalogue
+        pages = []
+        for _ in range(3):
+            run(conn, "update tasklib.backlog_round set place = 1, block = 0")
+            pages.append(buffers(conn, "select tasklib._count_backlog(20)"))
+        return min(pages)
 
     register(conn, "t")
     call(conn, "set_limit", role=producer, max_backlog=100_000)
     enqueue_many(conn, *[{"name": "t"}] * 5_000)
-    part()
     cost = part()
     for _ in range(4):
         enqueue_many(conn, *[{"name": "t"}] * 5_000)
