@@ -183,30 +183,38 @@ def test_a_task_that_is_due_and_not_handed_out_does_not_make_it_spin() -> None:
 
 def test_quick_tasks_are_claimed_ahead_and_slow_ones_are_not() -> None:
     load = Load()
-    assert load.ahead(10) == 0
-    for _ in range(100):
+    assert load.ahead(10, 0) == 0
+    for _ in range(2 * MOST_AHEAD):
         load.ended(0.00001)
-    assert load.ahead(10) == MOST_AHEAD
+    assert load.ahead(10, 0) == MOST_AHEAD
     for _ in range(100):
-        load.ended(60)
-    assert load.ahead(10) == 0
+        load.ended(0.09)
+    assert load.ahead(10, 0) == 11
+    load.ended(60)
+    assert load.ahead(10, 0) == 0
 
 
-def test_nothing_is_claimed_ahead_while_slow_tasks_come_between_quick_ones() -> None:
+def test_no_more_is_claimed_ahead_than_came_without_a_slow_one() -> None:
     load = Load()
     for _ in range(20):
-        for _ in range(50):
-            load.ended(0.0001)
         load.ended(1.0)
-        assert load.ahead(10) == 0
-    for _ in range(300):
-        load.ended(0.0001)
-    assert load.ahead(10) > 0
+        for n in range(50):
+            assert load.ahead(100, 0) <= n
+            load.ended(0.0001)
+    assert load.ahead(100, 0) == 50
+
+
+def test_nothing_is_claimed_ahead_behind_one_that_is_slow_already() -> None:
+    load = Load()
+    load.ended(0.0001)
+    assert load.ahead(10, 0.09) == 1
+    assert load.ahead(10, 0.11) == 0
 
 
 def test_large_arguments_are_not_piled_up() -> None:
     load = Load()
-    load.ended(0.00001)
+    for _ in range(100):
+        load.ended(0.00001)
     load.claimed(1_000_000)
 
-    assert load.ahead(10) == 4
+    assert load.ahead(10, 0) == 4

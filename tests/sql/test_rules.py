@@ -758,7 +758,7 @@ def test_a_backlog_of_many_blocks_is_counted_over_several_ticks(conn, producer):
 
 def test_a_part_of_the_counting_costs_the_same_for_any_backlog(conn, producer):
     def part():
-        # the least of some, as a plan made anew (autovacuum has analyzed) reads a thousand pages of the catalogue
+        # The least of some: a plan made anew, when autovacuum has analyzed, reads a thousand pages.
         pages = []
         for _ in range(3):
             run(conn, "update tasklib.backlog_round set place = 1, block = 0")

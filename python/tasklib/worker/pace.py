@@ -120,30 +120,39 @@ class Pace:
 
 @dataclass(slots=True)
 class Load:
-    """Moving averages of what tasks cost, to claim ahead what fills a moment.
+    """What tasks cost, to claim ahead what fills a moment, and nothing that would wait for longer.
+
+    What is claimed ahead waits behind what runs here, while it could run elsewhere: behind a slow
+    task it has to go back. When the next slow one comes nobody knows, but what came in a row without
+    one is a fair bet for what comes yet.
 
     Attributes:
-        seconds: How long a task takes; None before the first.
-        slowest: How long the slow ones take that come from time to time.
+        seconds: How long a task takes: a moving average.
+        quick: How many ended quickly since one did not.
         bytes: How large its arguments are.
     """
 
-    seconds: float | None = None
-    slowest: float = 0.0
+    seconds: float = 0.0
+    quick: int = 0
     bytes: float = 0.0
 
     def ended(self, seconds: float) -> None:
         """Count how long one task took."""
-        self.seconds = seconds if self.seconds is None else self.seconds * 0.9 + seconds * 0.1
-        self.slowest = max(seconds, self.slowest * 0.99)
+        self.seconds = self.seconds * 0.9 + seconds * 0.1
+        self.quick = self.quick + 1 if seconds <= LOOKAHEAD_SECONDS else 0
 
     def claimed(self, size: int) -> None:
         """Count how large the arguments of one task were."""
         self.bytes = max(size, self.bytes * 0.99)
 
-    def ahead(self, concurrency: int) -> int:
-        """Return how many tasks may wait here for a slot: none that would wait for long."""
-        if self.seconds is None or self.slowest > LOOKAHEAD_SECONDS:
-            return 0  # behind a slow one, what was claimed ahead would wait, and have to go back
+    def ahead(self, concurrency: int, running_for: float) -> int:
+        """Return how many tasks may wait here for a slot.
+
+        Args:
+            concurrency: How many run at a time.
+            running_for: How long the oldest of those that run does so, in seconds.
+        """
+        if running_for > LOOKAHEAD_SECONDS:
+            return 0
         in_time = concurrency * LOOKAHEAD_SECONDS / max(self.seconds, 0.0001)
-        return int(min(in_time, MOST_AHEAD, MOST_AHEAD_BYTES / max(self.bytes, 1.0)))
+        return int(min(self.quick, in_time, MOST_AHEAD, MOST_AHEAD_BYTES / max(self.bytes, 1.0)))

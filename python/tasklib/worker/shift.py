@@ -20,7 +20,7 @@ from tasklib.worker.keeper import Keeper
 from tasklib.worker.limits import Limits
 from tasklib.worker.link import Link, is_infrastructure
 from tasklib.worker.outcome import Outcome
-from tasklib.worker.pace import LOOKAHEAD_SECONDS, Load
+from tasklib.worker.pace import Load
 from tasklib.worker.transactional import Transactions
 
 log = logging.getLogger("tasklib.worker")
@@ -146,12 +146,9 @@ class Shift:
         return max(0, min(room, self.limits.left(self._stats.claimed)))
 
     def _ahead_allowed(self) -> int:
-        ahead = self._load.ahead(self._settings.concurrency)
-        if ahead and self._busy:
-            oldest = min(run.started for run in self._busy)
-            if self._loop.time() - oldest > LOOKAHEAD_SECONDS:
-                return 0  # what would wait behind these may wait for long
-        return ahead
+        now = self._loop.time()
+        oldest = min((run.started for run in self._busy), default=now)
+        return self._load.ahead(self._settings.concurrency, now - oldest)
 
     def _must_finish(self) -> bool:
         """Tell whether to send outcomes now: more of them are coming while others wait here."""
