@@ -123,8 +123,8 @@ class Load:
     """What tasks cost, to claim ahead what fills a moment, and nothing that would wait for longer.
 
     What is claimed ahead waits behind what runs here, while it could run elsewhere: behind a slow
-    task it has to go back. When the next slow one comes nobody knows, but what came in a row without
-    one is a fair bet for what comes yet.
+    task it has to go back. Nobody knows when the next slow one comes; it is a fair bet that as many
+    quick ones come before it as came since the last.
 
     Attributes:
         seconds: How long a task takes: a moving average.
