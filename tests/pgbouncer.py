@@ -70,6 +70,10 @@ NEEDS_A_SESSION = {
         "tests/python/test_transactional.py::test_a_session_that_died_while_idle_*",
         "tests/cli/test_doctor.py::test_long_transactions_are_told_by_what_they_do",
     ),
+    "they lock for a session": (
+        "tests/cli/test_demo.py::*",
+        "tests/cli/test_progress.py::test_migrate_says_that_it_waits_for_another_migration",
+    ),
     "they count sessions, or look at what a task has left in one": (
         "tests/python/test_transactional.py::test_a_worker_keeps_few_sessions",
         "tests/python/test_transactional.py::test_nothing_of_a_session_reaches_the_next_task",
@@ -96,6 +100,8 @@ default_pool_size = 20
 server_idle_timeout = 5
 server_lifetime = 600
 autodb_idle_timeout = 30
+# A database that is dropped ends logins to it; that shall not keep the next test's out for a while.
+server_login_retry = 0
 logfile = {folder}/log.txt
 log_connections = 0
 log_disconnections = 0

@@ -37,7 +37,7 @@ begin
       perform tasklib._fail(v_run, 'the worker process died', true, null, 'crashed');
     else
       -- One that had begun is to blame for a crash. When none had it may be this one: that must end.
-      perform tasklib._release(v_run, not crashed or coalesce(cardinality(begun), 0) = 0);
+      perform tasklib._release(v_run, crashed is not true or coalesce(cardinality(begun), 0) = 0);
     end if;
     v_count := v_count + 1;
   end loop;

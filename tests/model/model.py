@@ -358,6 +358,10 @@ class Model:
                 handed_over += self.hand_over(gate)
         return handed_over
 
+    def sweep(self) -> int:
+        self.check_gates()
+        return 0
+
     # -- unique keys
 
     def free_unique(self, task: Task) -> None:
@@ -585,8 +589,13 @@ class Model:
         task.given = {**task.given, **{k: v for k, v in change.items() if k in _ROUTES}}
         if run_at > self.now:
             known = self.known(task.name)
+            turn = task.turn
             self.delay(task, run_at, reason)
             task.routed = known
+            if (
+                later is None
+            ):  # its time is what it was, and so is its place among those of that time
+                task.turn = turn
         else:
             self.place(task)
         return "pending"
