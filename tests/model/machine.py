@@ -622,7 +622,7 @@ class QueueMachine(RuleBasedStateMachine):
 
     @step()
     def sweep(self) -> None:
-        """The safety net finds nothing, ever. It hands over the gates that somebody left a note of."""
+        """The safety net finds nothing, ever; it hands over gates of which somebody left a note."""
         self.ask("sweep", self.model.sweep)
 
     @step(
