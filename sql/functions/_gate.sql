@@ -1,7 +1,9 @@
 -- Concurrency keys. A gate row exists exactly while a task of its key runs, or is ready with
 -- holds_key. Nobody waits for a gate that is held: whoever finds its row locked leaves a note in
--- gate_check, and tick looks again. (Only two claims that make the same gate at the same moment wait
--- for each other, which is why a claim is to be committed at once.) Keys are visited in ascending order.
+-- gate_check, and tick looks again. Only who makes a gate waits for another session that makes the same
+-- one at this moment, which is why a claim is to be committed at once. So that two of them never wait for
+-- each other, a transaction makes gates in ascending order of their keys; what comes too late for that
+-- goes to waiting, with a note.
 
 -- A task may pass when nobody has the gate and nobody with the same key is before it. A row that
 -- another session has picked but not committed is still seen here, so two claims cannot overtake each
@@ -15,19 +17,26 @@ as $$
 declare
   v_row tasklib.ready;
   v_out uuid[] := array[]::uuid[];
+  v_last bigint := tasklib._last_gate();
+  v_made bigint := v_last;
 begin
   for v_row in
     select pick.* from unnest(picked) as pick
     where pick.key is not null and not pick.holds_key
     order by pick.key, pick.pos
   loop
-    if not tasklib._open_gate(v_row) then
+    if tasklib._open_gate(v_row, v_last is null or v_row.key > v_last) then
+      v_made := v_row.key;
+    else
       insert into tasklib.waiting (key, pos, task_id, lane, type, attempt, unique_until)
       values (v_row.key, v_row.pos, v_row.task_id, v_row.lane, v_row.type, v_row.attempt,
         v_row.unique_until);
       v_out := v_out || v_row.task_id;
     end if;
   end loop;
+  if v_made is distinct from v_last then
+    perform tasklib._note_gate(v_made);
+  end if;
   return coalesce((
     select array_agg(picked[n] order by n) from generate_subscripts(picked, 1) as n
     where (picked[n]).task_id <> all (v_out)
@@ -37,7 +46,7 @@ $$;
 comment on function tasklib._open_gates(tasklib.ready[]) is
   'Internal. Takes the gates of picked tasks; those that do not get theirs go to waiting and are left out.';
 
-create or replace function tasklib._open_gate(candidate tasklib.ready)
+create or replace function tasklib._open_gate(candidate tasklib.ready, may_make boolean)
   returns boolean
   language plpgsql
   volatile
@@ -57,18 +66,20 @@ begin
       insert into tasklib.gate_check (key) values (candidate.key);
       return false;
     end if;
-    insert into tasklib.gate (key, task_id) values (candidate.key, candidate.task_id)
-    on conflict do nothing;
-    if found then
-      return true;
+    if may_make then
+      insert into tasklib.gate (key, task_id) values (candidate.key, candidate.task_id)
+      on conflict do nothing;
+      if found then
+        return true;
+      end if;
     end if;
   end if;
   insert into tasklib.gate_check (key) values (candidate.key);
   return false;
 end;
 $$;
-comment on function tasklib._open_gate(tasklib.ready) is
-  'Internal. Takes the gate of the candidate''s key; false when it has to wait.';
+comment on function tasklib._open_gate(tasklib.ready, boolean) is
+  'Internal. Takes the gate of the candidate''s key; false when it has to wait. may_make: nothing was made after it in the order of keys.';
 
 create or replace function tasklib._leave_gates(keys bigint[])
   returns void
@@ -154,6 +165,8 @@ declare
   v_key bigint;
   v_holder uuid;
   v_count int := 0;
+  v_last bigint := tasklib._last_gate();
+  v_made bigint := v_last;
 begin
   for v_key in
     with noted as (
@@ -165,18 +178,54 @@ begin
     select distinct noted.key from noted order by 1
   loop
     select gate.task_id into v_holder from tasklib.gate where gate.key = v_key for update skip locked;
-    if not found and exists (select from tasklib.gate where gate.key = v_key) then
+    if not found and (v_key <= v_last or exists (select from tasklib.gate where gate.key = v_key)) then
       insert into tasklib.gate_check (key) values (v_key);
     elsif v_holder is null
       or not exists (select from tasklib.running where running.task_id = v_holder)
         and not exists (select from tasklib.ready where ready.task_id = v_holder and ready.holds_key)
     then
-      v_count := v_count + tasklib._hand_over(v_key, held => v_holder is not null)::int;
+      if tasklib._hand_over(v_key, held => v_holder is not null) then
+        v_count := v_count + 1;
+        v_made := case when v_holder is null then v_key else v_made end;
+      end if;
     end if;
     v_holder := null;
   end loop;
+  if v_made is distinct from v_last then
+    perform tasklib._note_gate(v_made);
+  end if;
   return v_count;
 end;
 $$;
 comment on function tasklib._check_gates(int) is
   'Internal. Looks again at gates that were locked when they should have been handed over; returns how many tasks became ready.';
+
+-- A setting, as it is undone with the gates: by a rollback, also to a savepoint. Anybody may set it for
+-- the own session; then the own tasks wait.
+create or replace function tasklib._last_gate()
+  returns bigint
+  language plpgsql
+  stable
+  set search_path = pg_catalog, pg_temp
+as $$
+declare
+  v_set text := current_setting('tasklib.last_gate', true);
+begin
+  return case when v_set ~ '^[0-9a-f]{16}$' then ('x' || v_set)::bit(64)::bigint end;
+end;
+$$;
+comment on function tasklib._last_gate() is
+  'Internal. The greatest key of the gates that this transaction has made; null when it made none.';
+
+create or replace function tasklib._note_gate(key bigint)
+  returns void
+  language plpgsql
+  volatile
+  set search_path = pg_catalog, pg_temp
+as $$
+begin
+  perform set_config('tasklib.last_gate', lpad(to_hex(key), 16, '0'), true);
+end;
+$$;
+comment on function tasklib._note_gate(bigint) is
+  'Internal. Notes for this transaction how far it has come in making gates.';

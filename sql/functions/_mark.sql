@@ -116,7 +116,7 @@ comment on function tasklib._oldest_writer(xid8) is
   'Internal. The oldest transaction that has written, or may write, to ready, delayed or running; own when there is none.';
 
 -- One position in 127 leaves a note of its lane, so that tick knows which lanes see traffic and a lane
--- with little of it costs claims nothing. _pick_lanes asks for it when one was among those picked. A
+-- with little of it costs claims nothing. _pick_between asks for it when one was among those picked. A
 -- note is a mark that claims no more than the last one did.
 create or replace function tasklib._note_lanes(lanes bigint[])
   returns void

@@ -107,17 +107,34 @@ create or replace function tasklib._take(worker tasklib.worker, queues text[], m
 as $$
 declare
   v_picked tasklib.ready[] := array[]::tasklib.ready[];
+  v_pick tasklib.pick;
+  v_asked int := max_tasks;
+  v_budget int := max_tasks + 1000;
+  v_got int;
 begin
   if worker.restricted then
     perform tasklib._check_claim(worker, queues);
   end if;
   for v_look in 1..2 loop
-    if cardinality(queues) > 1 then
-      v_picked := tasklib._pick(worker.types, queues, max_tasks);
-    elsif not exists (select from tasklib.queue where queue.name = queues[1] and queue.paused) then
-      v_picked := tasklib._pick_lanes(worker.types, tasklib._lane(queues[1], 1024),
-        tasklib._lane(queues[1], -3071), max_tasks);
-    end if;
+    -- again while some of what was picked had to wait for its concurrency key
+    loop
+      if cardinality(queues) > 1 then
+        v_pick := tasklib._pick_queues(worker.types, queues, v_asked);
+      else
+        exit when exists (select from tasklib.queue where queue.name = queues[1] and queue.paused);
+        v_pick := tasklib._pick_between(worker.types, tasklib._lane(queues[1], 1024),
+          tasklib._lane(queues[1], -3071), v_asked);
+      end if;
+      v_got := cardinality(v_pick.tasks);
+      exit when v_got = 0;
+      if v_pick.special then
+        v_pick.tasks := tasklib._admit(v_pick.tasks);
+      end if;
+      v_picked := v_picked || v_pick.tasks;
+      v_budget := v_budget - v_got;
+      exit when v_got < v_asked or cardinality(v_picked) = max_tasks or v_budget <= 0;
+      v_asked := max_tasks - cardinality(v_picked);
+    end loop;
     exit when cardinality(v_picked) > 0 or v_look = 2 or not tasklib._keep_house(look_again => true);
   end loop;
   if cardinality(v_picked) > 0
@@ -130,6 +147,27 @@ end;
 $$;
 comment on function tasklib._take(tasklib.worker, text[], int) is
   'Internal. Takes up to max_tasks of the best ready tasks out of ready, for this worker to run.';
+
+-- All gates of a pick in one pass: see _open_gates.
+create or replace function tasklib._admit(picked tasklib.ready[])
+  returns tasklib.ready[]
+  language plpgsql
+  volatile
+  set search_path = pg_catalog, pg_temp
+as $$
+declare
+  v_admitted tasklib.ready[] := tasklib._open_gates(picked);
+  v_starting uuid[] := (select array_agg(pick.task_id) from unnest(v_admitted) as pick
+    where pick.unique_until = 's');
+begin
+  if v_starting is not null then
+    perform tasklib._free_unique_keys(v_starting);
+  end if;
+  return v_admitted;
+end;
+$$;
+comment on function tasklib._admit(tasklib.ready[]) is
+  'Internal. Those of the picked tasks that may run now: takes their gates, frees unique keys that hold until the start.';
 
 -- A worker that took all it had room for passes the notification on while there is more: so one task
 -- wakes one worker, and a thousand wake all. One that was called does so at once, for it may come again
@@ -186,14 +224,15 @@ comment on function tasklib._check_queues(text[]) is
 -- has the highest priority goes on, up to the priority at which another queue is before it. Lanes
 -- sort by priority within a queue; their last 12 bits compare between queues. A rank is those bits, then
 -- the place in the list (1024, as a list has at most 1000).
-create or replace function tasklib._pick(types bigint[], queues text[], max_tasks int)
-  returns tasklib.ready[]
+create or replace function tasklib._pick_queues(types bigint[], queues text[], max_tasks int)
+  returns tasklib.pick
   language plpgsql
   volatile
   set search_path = pg_catalog, pg_temp
 as $$
 declare
-  v_picked tasklib.ready[] := array[]::tasklib.ready[];
+  v_all tasklib.pick := row(array[]::tasklib.ready[], false);
+  v_pick tasklib.pick;
   v_next bigint[];
   v_last bigint[];
   v_rank bigint[];
@@ -208,7 +247,7 @@ begin
     group by name order by min(n)
   ) as asked;
 
-  while cardinality(v_next) > 1 and cardinality(v_picked) < max_tasks loop
+  while cardinality(v_next) > 1 and cardinality(v_all.tasks) < max_tasks loop
     -- where each queue stands: priority of its first task, then place in the list
     select array_agg((tasklib._first_lane(v_next[i], v_last[i], types) & 4095) * 1024 + i order by i)
       into v_rank
@@ -216,54 +255,54 @@ begin
     select i into v_best from generate_subscripts(v_rank, 1) as i
     where v_rank[i] is not null order by v_rank[i] limit 1;
     if not found then
-      return v_picked;
+      return v_all;
     end if;
     -- up to, or without, the best priority of the others
     v_bound := (select least(v_last[v_best], (v_last[v_best] & -4096)
         + min(v_rank[i] / 1024 - (i < v_best)::int))
       from generate_subscripts(v_rank, 1) as i where i <> v_best and v_rank[i] is not null);
     v_bound := coalesce(v_bound, v_last[v_best]);
-    v_picked := v_picked || tasklib._pick_lanes(types, v_next[v_best], v_bound,
-      max_tasks - cardinality(v_picked));
+    v_pick := tasklib._pick_between(types, v_next[v_best], v_bound,
+      max_tasks - cardinality(v_all.tasks));
+    v_all.tasks := v_all.tasks || v_pick.tasks;
+    v_all.special := v_all.special or v_pick.special;
     v_next[v_best] := v_bound + 1;
   end loop;
 
   if cardinality(v_next) = 1 then
-    v_picked := tasklib._pick_lanes(types, v_next[1], v_last[1], max_tasks);
+    v_all := tasklib._pick_between(types, v_next[1], v_last[1], max_tasks);
   end if;
-  return v_picked;
+  return v_all;
 end;
 $$;
-comment on function tasklib._pick(bigint[], text[], int) is
+comment on function tasklib._pick_queues(bigint[], text[], int) is
   'Internal. Takes the best ready tasks of several queues out of ready, in the order in which they go.';
 
 -- One scan from mark to mark: below the low-water mark of a lane there is nothing, however many dead
 -- rows a held snapshot keeps there. ctid, because a join by key may flip to a plan that reads the
 -- whole table when statistics were taken at the wrong moment; the subquery has locked the pick.
-create or replace function tasklib._pick_lanes(
+create or replace function tasklib._pick_between(
   types bigint[],
   first_lane bigint,
   last_lane bigint,
   max_tasks int
 )
-  returns tasklib.ready[]
+  returns tasklib.pick
   language plpgsql
   volatile
   set search_path = pg_catalog, pg_temp
 as $$
 declare
   v_all tasklib.ready[] := array[]::tasklib.ready[];
+  v_special boolean := false;
   v_picked tasklib.ready[];
   v_mark record;
   v_lane bigint := first_lane;
   v_pos bigint := 0;
   v_stop bigint;
-  v_budget int := max_tasks + 1000;
   v_asked int;
-  v_got int;
   v_noted bigint[];
-  v_keyed boolean;
-  v_starting boolean;
+  v_odd boolean;
 begin
   loop
     select mark.lane, mark.low_pos into v_mark
@@ -272,8 +311,7 @@ begin
     order by mark.lane, mark.low_pos desc limit 1;
     v_stop := coalesce(v_mark.lane - 1, last_lane);
 
-    -- again while some of what was picked had to wait for its concurrency key
-    while v_lane <= v_stop and cardinality(v_all) < max_tasks and v_budget > 0 loop
+    if v_lane <= v_stop then
       v_asked := max_tasks - cardinality(v_all);
       with picked as materialized (
         select candidate.ctid as place, candidate as task
@@ -290,35 +328,26 @@ begin
       )
       select array_agg(picked.task),
           array_agg((picked.task).lane) filter (where (picked.task).pos % 127 = 0),
-          bool_or((picked.task).key is not null),
-          bool_or((picked.task).unique_until = 's')
-        into v_picked, v_noted, v_keyed, v_starting
+          bool_or((picked.task).key is not null or (picked.task).unique_until = 's')
+        into v_picked, v_noted, v_odd
       from picked;
-      exit when v_picked is null;
-      v_got := cardinality(v_picked);
-      v_budget := v_budget - v_got;
-      if v_noted is not null then
-        perform tasklib._note_lanes(v_noted);
+      if v_picked is not null then
+        v_all := v_all || v_picked;
+        v_special := v_special or v_odd is true;
+        if v_noted is not null then
+          perform tasklib._note_lanes(v_noted);
+        end if;
       end if;
-      if v_keyed then
-        v_picked := tasklib._open_gates(v_picked);
-      end if;
-      if v_starting then
-        perform tasklib._free_unique_keys((
-          select array_agg(pick.task_id) from unnest(v_picked) as pick where pick.unique_until = 's'));
-      end if;
-      v_all := v_all || v_picked;
-      exit when v_got < v_asked;
-    end loop;
+    end if;
 
-    exit when v_mark.lane is null or cardinality(v_all) >= max_tasks or v_budget <= 0;
+    exit when v_mark.lane is null or cardinality(v_all) >= max_tasks;
     v_lane := v_mark.lane;
     v_pos := greatest(v_mark.low_pos, 1);
   end loop;
-  return v_all;
+  return row(v_all, v_special);
 end;
 $$;
-comment on function tasklib._pick_lanes(bigint[], bigint, bigint, int) is
+comment on function tasklib._pick_between(bigint[], bigint, bigint, int) is
   'Internal. Takes up to max_tasks rows of lanes first_lane to last_lane out of ready.';
 
 create or replace function tasklib._first_lane(first_lane bigint, last_lane bigint, types bigint[])

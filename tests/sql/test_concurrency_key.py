@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from concurrent.futures import ThreadPoolExecutor
+from typing import NamedTuple
+from uuid import UUID
 
 import pytest
 
@@ -27,6 +29,11 @@ from sql.support import (
     tick,
     transaction,
 )
+
+
+class Claimed(NamedTuple):
+    id: UUID
+    attempt: int
 
 
 @pytest.fixture
@@ -404,3 +411,64 @@ def test_a_claim_that_keeps_house_does_not_hand_over_the_gate_it_has_just_taken(
     run(conn, "update tasklib.horizon set at = at - interval '2 seconds'")
 
     assert [h.id for h in claim(conn, worker, 10)] == [second if handed else first]
+
+
+def test_two_claims_that_make_the_same_gates_do_not_wait_for_each_other(conn, make_conn):
+    keys = ["k1", "k2"]
+    keys.sort(key=lambda key: one(conn, "select tasklib._key('default', %s)", key))
+    workers = {name: register(conn, name) for name in ("a", "b")}
+    # What these enqueue comes first, and is seen last.
+    late = {name: make_conn() for name in ("a", "b")}
+    for name, key in zip(("a", "b"), keys, strict=True):
+        run(late[name], "begin")
+        enqueue(late[name], name, concurrency_key=key)
+    for name, key in zip(("b", "a"), keys, strict=True):
+        enqueue(conn, name, concurrency_key=key)
+    claims = {name: make_conn() for name in ("a", "b")}
+    for name, claiming in claims.items():
+        run(claiming, "begin")
+        run(claiming, "set local statement_timeout = '5 s'")
+        claim_one(claiming, workers[name])
+    for producing in late.values():
+        run(producing, "commit")
+
+    # a has made the gate of the second key, b that of the first.
+    with in_background(lambda: claim(claims["b"], workers["b"], 5)) as waiting:
+        blocked(conn, claims["b"])
+        assert claim(claims["a"], workers["a"], 5) == []
+        run(claims["a"], "commit")
+        assert waiting.result() == []
+    run(claims["b"], "commit")
+
+    assert one(conn, "select count(*) from tasklib.waiting") == 2
+    for worker, task_id, attempt in run(
+        conn, "select worker_id, task_id, attempt from tasklib.running"
+    ):
+        finish(conn, worker, [Claimed(task_id, attempt)], [None])
+    tick(conn)
+    assert sum(len(claim(conn, worker, 5)) for worker in workers.values()) == 2
+    assert sweep(conn) == 0
+
+
+def test_house_kept_in_a_claim_does_not_make_a_gate_out_of_order(conn, worker):
+    _first, second = line(conn, 2)
+    claim(conn, worker, 2)
+    key = one(conn, "select key from tasklib.waiting where task_id = %s", second)
+    run(conn, "delete from tasklib.gate")
+    run(conn, "insert into tasklib.gate_check (key) values (%s)", key)
+
+    with transaction(conn):
+        run(conn, "select tasklib._note_gate(%s)", key)
+        assert one(conn, "select tasklib._check_gates(10)") == 0
+    assert one(conn, "select tasklib._check_gates(10)") == 1
+
+
+def test_what_was_made_is_forgotten_with_the_transaction(conn, worker):
+    line(conn, 1)
+    with transaction(conn):
+        claim_one(conn, worker)
+        assert one(conn, "select tasklib._last_gate() = key from tasklib.gate")
+    assert one(conn, "select tasklib._last_gate()") is None
+    with transaction(conn):
+        run(conn, "set local tasklib.last_gate = 'nonsense'")
+        assert one(conn, "select tasklib._last_gate()") is None

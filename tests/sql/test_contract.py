@@ -13,7 +13,6 @@ from tasklib import _sql
 # Longer than a screen, and why that reads better than two halves.
 LONG = {
     "_insert_tasks": "one statement moves a batch: the columns of a task, named once each",
-    "_pick_lanes": "one loop from mark to mark, around the statement that picks",
     "list": "one cursor for each way to walk the newest end of an index",
     "sweep": "one paragraph for each thing that should never happen",
 }

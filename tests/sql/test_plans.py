@@ -111,9 +111,9 @@ def pick_cost(conn, worker):
     The text is the function's own, run as the function runs it: from mark to mark, with the
     settings of claim, planned once for all parameters.
     """
-    source = one(conn, "select prosrc from pg_proc where proname = '_pick_lanes'")
+    source = one(conn, "select prosrc from pg_proc where proname = '_pick_between'")
     (text,) = re.findall(r"with picked as.*?from picked;", source, re.S)
-    text = re.sub(r"into v_picked, v_noted, v_keyed, v_starting", "", text)
+    text = re.sub(r"into v_picked, v_noted, v_odd", "", text)
     for name, value in {
         "v_lane": "$1::bigint",
         "v_pos": "$2::bigint",
