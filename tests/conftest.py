@@ -84,7 +84,7 @@ def pooler(server: Server) -> Generator[PgBouncer | None]:
 def database(server: Server, postgresql: Connection, pooler: PgBouncer | None) -> str:
     """The connection string of a fresh, migrated database."""
     direct = server.conninfo(postgresql.info.dbname)
-    return pooler.conninfo(direct) if pooler else direct
+    return pooler.reach(direct) if pooler else direct
 
 
 @pytest.fixture

@@ -60,6 +60,7 @@ NEEDS_A_SESSION = {
         "tests/python/test_worker_runs_tasks.py::test_a_sleeping_worker_starts_a_new_task_at_once",
         "tests/python/test_worker_recovers.py::test_a_worker_listens_again_when_*",
         "tests/python/test_worker_recovers.py::test_a_connection_that_broke_leaves_*",
+        "tests/python/test_worker_recovers.py::test_a_connection_that_does_not_answer_*",
     ),
     "they end a session, or look for it, by the process id that it was told": (
         "tests/python/test_clients_are_alike.py::test_a_lost_connection_is_replaced",
@@ -100,7 +101,6 @@ default_pool_size = 20
 server_idle_timeout = 5
 server_lifetime = 600
 autodb_idle_timeout = 30
-# A database that is dropped ends logins to it; that shall not keep the next test's out for a while.
 server_login_retry = 0
 logfile = {folder}/log.txt
 log_connections = 0
@@ -161,6 +161,24 @@ class PgBouncer:
     def __exit__(self, *_: object) -> None:
         self.stop()
         shutil.rmtree(self._folder, ignore_errors=True)
+
+    def reach(self, direct: str) -> str:
+        """Return the connection string for a database, once there is a way to it.
+
+        One of that name may just have been dropped, which ended logins: then it says for a while
+        that logins fail.
+        """
+        through = self.conninfo(direct)
+        end = time.monotonic() + START_SECONDS
+        while True:
+            try:
+                psycopg.connect(through).close()
+            except psycopg.OperationalError:
+                if time.monotonic() > end:
+                    raise
+                time.sleep(0.1)
+            else:
+                return through
 
     def conninfo(self, dsn: str) -> str:
         """Return a connection string of the server's as it is through the pooler."""

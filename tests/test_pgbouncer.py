@@ -268,7 +268,7 @@ def test_a_worker_notices_that_the_server_behind_the_pooler_is_another(
         with PgBouncer(url, more="server_login_retry = 1") as pooler:
             through = pooler.conninfo(url)
             with SyncTaskQueue(Config(database_url=through)) as queue:
-                start(through)
+                worker = start(through)
                 across = queue.enqueue("app.sleep", seconds=4)
                 wait_for(queue, across, lambda task: task.is_running)
                 server.shutdown()
@@ -291,3 +291,6 @@ def test_a_worker_notices_that_the_server_behind_the_pooler_is_another(
                         "select count(*) from tasklib.worker_health where alive"
                     ).fetchone()
                 assert alive == (1,)
+                # Its keeper would try to give back until the lease is over.
+                worker.send_signal(signal.SIGTERM)
+                assert worker.wait(20) == 0

@@ -111,7 +111,7 @@ def test_a_worker_survives_a_restart_of_its_database(start: Start) -> None:
     with server as url:
         migrate(url)
         with SyncTaskQueue(Config(database_url=url)) as queue:
-            start(url)
+            worker = start(url)
             across = queue.enqueue("app.sleep", seconds=3)
             wait_for(queue, across, lambda task: task.is_running)
             server.shutdown()
@@ -122,6 +122,9 @@ def test_a_worker_survives_a_restart_of_its_database(start: Start) -> None:
             for task_id in (across, after):
                 task = wait_for(queue, task_id, lambda task: task.is_terminal)
                 assert (task.state, task.attempt) == ("completed", 1)
+            # While there is a server: its keeper would try to give back until the lease is over.
+            worker.send_signal(signal.SIGTERM)
+            assert worker.wait(20) == 0
 
 
 def test_a_stopped_worker_leaves_no_registration(queue: SyncTaskQueue, start: Start, conn) -> None:
