@@ -213,7 +213,6 @@ begin
   perform tasklib.set_queue('default', retention => '30 days');
   perform tasklib.pause('other');
   perform tasklib.fail(id, v_worker, attempt, 'no') from tasklib.claim(v_worker, '{default}', 2);
-  perform * from tasklib.claim(v_worker, '{default}', 2);
   update tasklib.config set shard = 7;
 end
 $$
@@ -222,7 +221,8 @@ $$
 
 def test_a_dump_keeps_the_rows(private: PrivateServer, make_database: Callable[[], str]) -> None:
     source, target = make_database(), make_database()
-    execute(source, "create extension tasklib", USED, "select tasklib.tick()")
+    claim = "select tasklib.claim(id, '{default}', 2) from tasklib.worker"
+    execute(source, "create extension tasklib", USED, claim, "select tasklib.tick()")
 
     dump_and_restore(private, source, target)
 
@@ -236,7 +236,8 @@ def test_a_dump_keeps_the_rows(private: PrivateServer, make_database: Callable[[
 
 def test_a_restored_queue_goes_on(private: PrivateServer, make_database: Callable[[], str]) -> None:
     source, target = make_database(), make_database()
-    execute(source, "create extension tasklib", USED, "select tasklib.tick()")
+    claim = "select tasklib.claim(id, '{default}', 2) from tasklib.worker"
+    execute(source, "create extension tasklib", USED, claim, "select tasklib.tick()")
     dump_and_restore(private, source, target)
 
     execute(target, "update tasklib.worker set lease_until = now() - interval '1 s', graced = true")

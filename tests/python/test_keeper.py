@@ -6,12 +6,14 @@ import fcntl
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
 from collections.abc import Generator
 from contextlib import contextmanager
 from typing import Any
+from uuid import uuid4
 
 import pytest
 from processes import Start, children, is_alive, wait_for, wait_until
@@ -276,3 +278,16 @@ def test_a_keeper_that_nobody_listens_to_goes_on(
         os.set_blocking(keeper.stdout.fileno(), False)
         for line in os.read(keeper.stdout.fileno(), 65536).splitlines():
             assert json.loads(line)
+
+
+def test_a_keeper_whose_calls_are_never_answered_says_so_and_ends_in_time() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as mute:  # the system takes what is sent to it
+        port = mute.getsockname()[1]
+        url = f"postgresql://nobody@127.0.0.1:{port}/none"
+        with keeper_of(url, {"renewed": str(uuid4())}) as keeper:
+            assert keeper.stdin is not None
+            assert keeper.stdout is not None
+            assert json.loads(keeper.stdout.readline()) == {"trouble": "no answer in time"}
+            keeper.stdin.close()
+            keeper.stdin = None
+            assert keeper.wait(15) == 0

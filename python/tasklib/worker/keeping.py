@@ -27,6 +27,8 @@ ROUND_SECONDS = 1.0
 # Old history and dead workers do not wait for long when all workers idle.
 IDLE_TICK_SECONDS = 30.0
 RETRY_SECONDS = 1.0
+# Less than a quarter of a lease is no time for a server under load.
+SHORTEST_CALL_SECONDS = 2.0
 # A line of so many ids is shorter than what a pipe takes as a whole or not at all.
 IDS_IN_REPORT = 50
 ID_BYTES = 36
@@ -49,6 +51,7 @@ class Keeping:
         self._renew_seconds: float = orders["lease_seconds"] / 4
         self._lease_seconds: float = orders["lease_seconds"]
         self._round_seconds = min(ROUND_SECONDS, self._renew_seconds)
+        self._call_seconds = max(SHORTEST_CALL_SECONDS, self._renew_seconds)
         self._watchdog_seconds: float = orders["watchdog_seconds"]
         self._sql: dict[str, Any] = orders["sql"]
         self._begun: int = orders["begun"]
@@ -191,12 +194,17 @@ class Keeping:
         return [slot.decode() for slot in slots if slot[0]]
 
     def _call(self, name: str, **params: object) -> list[tuple[Any, ...]]:
-        if self._connection is None:
-            # No statement is prepared: there may be a pooler in between.
-            self._connection = psycopg.connect(
-                self._conninfo, autocommit=True, prepare_threshold=None
-            )
-        return self._connection.execute(self._sql[name], params).fetchall()
+        # A proxy may take what is sent and never answer: the next connection has to do it in time.
+        signal.setitimer(signal.ITIMER_REAL, self._call_seconds)
+        try:
+            if self._connection is None:
+                # No statement is prepared: there may be a pooler in between.
+                self._connection = psycopg.connect(
+                    self._conninfo, autocommit=True, prepare_threshold=None
+                )
+            return self._connection.execute(self._sql[name], params).fetchall()
+        finally:
+            signal.setitimer(signal.ITIMER_REAL, 0)
 
     def _drop(self) -> None:
         if self._connection is not None:
@@ -221,8 +229,14 @@ def report(**what: object) -> None:
         os.write(1, json.dumps(what).encode() + b"\n")
 
 
+def give_up(*_: object) -> None:
+    """End a call that has taken too long."""
+    raise psycopg.OperationalError("no answer in time")
+
+
 def main() -> None:
     """Keep what the orders on standard input say."""
+    signal.signal(signal.SIGALRM, give_up)
     # Ctrl-C and the end of a container reach every process; this one ends with its worker.
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, signal.SIG_IGN)
