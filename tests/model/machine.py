@@ -159,6 +159,7 @@ class QueueMachine(RuleBasedStateMachine):
             found = read(call())
         except psycopg.Error as error:
             found = Refused(error.sqlstate)
+        self.model.last_gate = None
         try:
             expected = answer()
         except Refused as refused:

@@ -130,6 +130,7 @@ class Model:
         self.types: dict[str, dict[str, Any]] = {}
         self.queues: dict[str, Settings] = {}
         self.gates: dict[tuple[str, str], Task] = {}
+        self.last_gate: int | None = None  # of those that the transaction under way has made
         self.unique: dict[tuple[str, str], Task] = {}
 
     # -- looking
@@ -310,26 +311,34 @@ class Model:
             key=lambda task: (-task.priority, open_queues.index(task.queue), task.turn),
         )
         picked: list[Task] = []
-        for task in line:
-            if len(picked) == most:
+        while asked := most - len(picked):
+            batch, line = line[:asked], line[asked:]
+            self.open_gates([task for task in batch if task.gate and not task.holds_key])
+            picked += [task for task in batch if task.place == "ready"]
+            if len(batch) < asked:
                 break
-            if self.passes(task):
-                picked.append(task)
-            else:
-                task.place = "waiting"
         return picked
 
     # -- concurrency keys
 
-    def passes(self, task: Task) -> bool:
-        """Take the gate of its key: when it is free, and nobody with the key is before it."""
-        if task.gate is None or task.holds_key:
-            return True
-        before = (t for t in self.at("ready", "waiting") if t.gate == task.gate)
-        if task.gate in self.gates or any(other.turn < task.turn for other in before):
-            return False
-        self.gates[task.gate] = task
-        return True
+    def open_gates(self, tasks: Sequence[Task]) -> None:
+        """Let those pass whose gate is free, nobody with the key before them, and its turn to come.
+
+        A transaction makes gates in one order: what comes too late for that waits.
+        """
+        last = self.last_gate
+        for task in sorted(tasks, key=lambda task: (_hash(task.gate), task.turn)):
+            assert task.gate
+            before = (t for t in self.at("ready", "waiting") if t.gate == task.gate)
+            if (
+                task.gate in self.gates
+                or any(other.turn < task.turn for other in before)
+                or (last is not None and _hash(task.gate) <= last)
+            ):
+                task.place = "waiting"
+            else:
+                self.gates[task.gate] = task
+                self.last_gate = _hash(task.gate)
 
     def leave_gates(self, gates: Iterable[tuple[str, str] | None]) -> None:
         for gate in sorted({gate for gate in gates if gate}, key=_hash):
@@ -350,11 +359,14 @@ class Model:
         """Hand over every gate that nobody has any more. (No note of one is ever forgotten.)"""
         handed_over = 0
         keys = {task.gate for task in self.at("waiting")} | set(self.gates)
+        last = self.last_gate
         for gate in sorted((gate for gate in keys if gate), key=_hash):
             holder = self.gates.get(gate)
-            if holder is None or not (
-                holder.place == "running" or (holder.place == "ready" and holder.holds_key)
-            ):
+            if holder is None:
+                if (last is None or _hash(gate) > last) and self.hand_over(gate):
+                    handed_over += 1
+                    self.last_gate = _hash(gate)
+            elif holder.place != "running" and not (holder.place == "ready" and holder.holds_key):
                 handed_over += self.hand_over(gate)
         return handed_over
 
@@ -779,8 +791,8 @@ def is_completed(outcome: dict[str, Any]) -> bool:
     return outcome["state"] == "completed"
 
 
-def _hash(gate: tuple[str, str]) -> int:
+def _hash(gate: tuple[str, str] | None) -> int:
     """Return the number of a key, in whose order gates are visited."""
-    queue, key = gate
+    queue, key = gate or ("", "")
     digest = hashlib.sha256(f"{len(queue)}:{queue}{key}".encode()).digest()
     return int.from_bytes(digest[:8], "big", signed=True)
