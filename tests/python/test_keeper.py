@@ -5,6 +5,7 @@ import contextlib
 import fcntl
 import json
 import os
+import select
 import signal
 import socket
 import subprocess
@@ -287,6 +288,7 @@ def test_a_keeper_whose_calls_are_never_answered_says_so_and_ends_in_time() -> N
         with keeper_of(url, {"renewed": str(uuid4())}) as keeper:
             assert keeper.stdin is not None
             assert keeper.stdout is not None
+            assert select.select([keeper.stdout], [], [], 15)[0]
             assert json.loads(keeper.stdout.readline()) == {"trouble": "no answer in time"}
             keeper.stdin.close()
             keeper.stdin = None

@@ -482,7 +482,7 @@ def test_a_coroutine_that_swallows_its_interruption_loses_its_connection(
 
 
 async def test_a_worker_that_stops_rolls_back_and_gives_back(
-    aqueue: TaskQueue, kind: str, effects: Effects, conn: Any
+    aqueue: TaskQueue, kind: str, effects: Effects, conn: Any, caplog: pytest.LogCaptureFixture
 ) -> None:
     started = asyncio.Event()
     loop = asyncio.get_running_loop()
@@ -503,6 +503,7 @@ async def test_a_worker_that_stops_rolls_back_and_gives_back(
     assert task is not None
     assert (task.state, task.retry_count, effects()) == ("pending", 0, [])
     assert worker.stats.released == 1
+    assert "its connection broke" not in caplog.text  # it was cut
     async with asyncio.timeout(10):
         while still_sleeping(conn):
             await asyncio.sleep(0.05)
