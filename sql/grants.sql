@@ -34,7 +34,7 @@ revoke all on all sequences in schema tasklib from public;
 revoke all on all functions in schema tasklib from public;
 -- A value of caller must not be kept (see there), and a column of the others would hold up migrations.
 revoke all on type tasklib.caller, tasklib.task_spec, tasklib.enqueued, tasklib.claimed, tasklib.failed,
-  tasklib.ticked from public;
+  tasklib.ticked, tasklib.pick from public;
 
 -- First what an older version granted, and this one does not.
 do $do$
