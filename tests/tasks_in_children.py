@@ -188,10 +188,10 @@ def die(how: str, path: Path | None = None) -> None:
         case "exit":
             os._exit(3)
         case "deaf":
-            os.closerange(3, 256)
+            os.closerange(3, 4096)
             _hold_gil()
         case "babble":
-            for descriptor in range(3, 64):
+            for descriptor in range(3, 4096):
                 with contextlib.suppress(OSError):
                     os.write(descriptor, b"\0\0\0\1?")
             time.sleep(600)
