@@ -2,8 +2,8 @@
 -- holds_key. Nobody waits for a gate that is held: whoever finds its row locked leaves a note in
 -- gate_check, and tick looks again. Only who makes a gate waits for another session that makes the same
 -- one at this moment, which is why a claim is to be committed at once. So that two of them never wait for
--- each other, a transaction makes gates in ascending order of their keys; what comes too late for that
--- goes to waiting, with a note.
+-- each other, a transaction makes gates in ascending order of their keys: a claim takes no task out of
+-- ready whose gate would come too late, and a note of such a gate stays.
 
 -- A task may pass when nobody has the gate and nobody with the same key is before it. A row that
 -- another session has picked but not committed is still seen here, so two claims cannot overtake each
@@ -17,15 +17,14 @@ as $$
 declare
   v_row tasklib.ready;
   v_out uuid[] := array[]::uuid[];
-  v_last bigint := tasklib._last_gate();
-  v_made bigint := v_last;
+  v_made bigint;
 begin
   for v_row in
     select pick.* from unnest(picked) as pick
     where pick.key is not null and not pick.holds_key
     order by pick.key, pick.pos
   loop
-    if tasklib._open_gate(v_row, v_last is null or v_row.key > v_last) then
+    if tasklib._open_gate(v_row) then
       v_made := v_row.key;
     else
       insert into tasklib.waiting (key, pos, task_id, lane, type, attempt, unique_until)
@@ -34,7 +33,7 @@ begin
       v_out := v_out || v_row.task_id;
     end if;
   end loop;
-  if v_made is distinct from v_last then
+  if v_made is not null then
     perform tasklib._note_gate(v_made);
   end if;
   return coalesce((
@@ -46,7 +45,7 @@ $$;
 comment on function tasklib._open_gates(tasklib.ready[]) is
   'Internal. Takes the gates of picked tasks; those that do not get theirs go to waiting and are left out.';
 
-create or replace function tasklib._open_gate(candidate tasklib.ready, may_make boolean)
+create or replace function tasklib._open_gate(candidate tasklib.ready)
   returns boolean
   language plpgsql
   volatile
@@ -66,20 +65,18 @@ begin
       insert into tasklib.gate_check (key) values (candidate.key);
       return false;
     end if;
-    if may_make then
-      insert into tasklib.gate (key, task_id) values (candidate.key, candidate.task_id)
-      on conflict do nothing;
-      if found then
-        return true;
-      end if;
+    insert into tasklib.gate (key, task_id) values (candidate.key, candidate.task_id)
+    on conflict do nothing;
+    if found then
+      return true;
     end if;
   end if;
   insert into tasklib.gate_check (key) values (candidate.key);
   return false;
 end;
 $$;
-comment on function tasklib._open_gate(tasklib.ready, boolean) is
-  'Internal. Takes the gate of the candidate''s key; false when it has to wait. may_make: nothing was made after it in the order of keys.';
+comment on function tasklib._open_gate(tasklib.ready) is
+  'Internal. Takes the gate of the candidate''s key; false when it has to wait.';
 
 create or replace function tasklib._leave_gates(keys bigint[])
   returns void

@@ -111,6 +111,7 @@ declare
   v_asked int := max_tasks;
   v_budget int := max_tasks + 1000;
   v_got int;
+  v_above bigint := tasklib._last_gate();
 begin
   if worker.restricted then
     perform tasklib._check_claim(worker, queues);
@@ -119,16 +120,17 @@ begin
     -- again while some of what was picked had to wait for its concurrency key
     loop
       if cardinality(queues) > 1 then
-        v_pick := tasklib._pick_queues(worker.types, queues, v_asked);
+        v_pick := tasklib._pick_queues(worker.types, queues, v_asked, v_above);
       else
         exit when exists (select from tasklib.queue where queue.name = queues[1] and queue.paused);
         v_pick := tasklib._pick_between(worker.types, tasklib._lane(queues[1], 1024),
-          tasklib._lane(queues[1], -3071), v_asked);
+          tasklib._lane(queues[1], -3071), v_asked, v_above);
       end if;
       v_got := cardinality(v_pick.tasks);
       exit when v_got = 0;
       if v_pick.special then
         v_pick.tasks := tasklib._admit(v_pick.tasks);
+        v_above := tasklib._last_gate();
       end if;
       v_picked := v_picked || v_pick.tasks;
       v_budget := v_budget - v_got;
@@ -136,6 +138,7 @@ begin
       v_asked := max_tasks - cardinality(v_picked);
     end loop;
     exit when cardinality(v_picked) > 0 or v_look = 2 or not tasklib._keep_house(look_again => true);
+    v_above := tasklib._last_gate();
   end loop;
   if cardinality(v_picked) > 0
     and (cardinality(v_picked) = max_tasks or worker.asleep_until is not null)
@@ -224,7 +227,7 @@ comment on function tasklib._check_queues(text[]) is
 -- has the highest priority goes on, up to the priority at which another queue is before it. Lanes
 -- sort by priority within a queue; their last 12 bits compare between queues. A rank is those bits, then
 -- the place in the list (1024, as a list has at most 1000).
-create or replace function tasklib._pick_queues(types bigint[], queues text[], max_tasks int)
+create or replace function tasklib._pick_queues(types bigint[], queues text[], max_tasks int, above bigint)
   returns tasklib.pick
   language plpgsql
   volatile
@@ -263,19 +266,19 @@ begin
       from generate_subscripts(v_rank, 1) as i where i <> v_best and v_rank[i] is not null);
     v_bound := coalesce(v_bound, v_last[v_best]);
     v_pick := tasklib._pick_between(types, v_next[v_best], v_bound,
-      max_tasks - cardinality(v_all.tasks));
+      max_tasks - cardinality(v_all.tasks), above);
     v_all.tasks := v_all.tasks || v_pick.tasks;
     v_all.special := v_all.special or v_pick.special;
     v_next[v_best] := v_bound + 1;
   end loop;
 
   if cardinality(v_next) = 1 then
-    v_all := tasklib._pick_between(types, v_next[1], v_last[1], max_tasks);
+    v_all := tasklib._pick_between(types, v_next[1], v_last[1], max_tasks, above);
   end if;
   return v_all;
 end;
 $$;
-comment on function tasklib._pick_queues(bigint[], text[], int) is
+comment on function tasklib._pick_queues(bigint[], text[], int, bigint) is
   'Internal. Takes the best ready tasks of several queues out of ready, in the order in which they go.';
 
 -- One scan from mark to mark: below the low-water mark of a lane there is nothing, however many dead
@@ -285,7 +288,8 @@ create or replace function tasklib._pick_between(
   types bigint[],
   first_lane bigint,
   last_lane bigint,
-  max_tasks int
+  max_tasks int,
+  above bigint
 )
   returns tasklib.pick
   language plpgsql
@@ -319,6 +323,7 @@ begin
         where (candidate.lane, candidate.pos) >= (v_lane, v_pos)
           and candidate.lane <= v_stop
           and (types is null or candidate.type = any (types))
+          and (above is null or candidate.key is null or candidate.holds_key or candidate.key > above)
         order by candidate.lane, candidate.pos
         limit v_asked
         for update skip locked
@@ -347,8 +352,8 @@ begin
   return row(v_all, v_special);
 end;
 $$;
-comment on function tasklib._pick_between(bigint[], bigint, bigint, int) is
-  'Internal. Takes up to max_tasks rows of lanes first_lane to last_lane out of ready.';
+comment on function tasklib._pick_between(bigint[], bigint, bigint, int, bigint) is
+  'Internal. Takes up to max_tasks rows of lanes first_lane to last_lane out of ready. above: only such whose gate comes after that one, or that need to make none.';
 
 create or replace function tasklib._first_lane(first_lane bigint, last_lane bigint, types bigint[])
   returns bigint

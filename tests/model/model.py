@@ -312,7 +312,12 @@ class Model:
         )
         picked: list[Task] = []
         while asked := most - len(picked):
-            batch, line = line[:asked], line[asked:]
+            last = self.last_gate
+            fit = [
+                t for t in line if last is None or not t.gate or t.holds_key or _hash(t.gate) > last
+            ]
+            batch = fit[:asked]
+            line = [task for task in line if task not in batch]
             self.open_gates([task for task in batch if task.gate and not task.holds_key])
             picked += [task for task in batch if task.place == "ready"]
             if len(batch) < asked:
@@ -322,19 +327,11 @@ class Model:
     # -- concurrency keys
 
     def open_gates(self, tasks: Sequence[Task]) -> None:
-        """Let those pass whose gate is free, nobody with the key before them, and its turn to come.
-
-        A transaction makes gates in one order: what comes too late for that waits.
-        """
-        last = self.last_gate
+        """Let those pass whose gate is free, with nobody of the key before them."""
         for task in sorted(tasks, key=lambda task: (_hash(task.gate), task.turn)):
             assert task.gate
             before = (t for t in self.at("ready", "waiting") if t.gate == task.gate)
-            if (
-                task.gate in self.gates
-                or any(other.turn < task.turn for other in before)
-                or (last is not None and _hash(task.gate) <= last)
-            ):
+            if task.gate in self.gates or any(other.turn < task.turn for other in before):
                 task.place = "waiting"
             else:
                 self.gates[task.gate] = task

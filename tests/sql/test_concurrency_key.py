@@ -440,7 +440,7 @@ def test_two_claims_that_make_the_same_gates_do_not_wait_for_each_other(conn, ma
         assert waiting.result() == []
     run(claims["b"], "commit")
 
-    assert one(conn, "select count(*) from tasklib.waiting") == 2
+    assert one(conn, "select count(*) from tasklib.waiting") == 1
     for worker, task_id, attempt in run(
         conn, "select worker_id, task_id, attempt from tasklib.running"
     ):
@@ -472,3 +472,16 @@ def test_what_was_made_is_forgotten_with_the_transaction(conn, worker):
     with transaction(conn):
         run(conn, "set local tasklib.last_gate = 'nonsense'")
         assert one(conn, "select tasklib._last_gate()") is None
+
+
+def test_a_claim_leaves_what_is_out_of_order_in_its_place(conn, worker):
+    keys = ["k1", "k2"]
+    keys.sort(key=lambda key: one(conn, "select tasklib._key('default', %s)", key))
+    upper = [enqueue(conn, concurrency_key=keys[1]) for _ in range(3)]
+    lower = enqueue(conn, concurrency_key=keys[0])
+    plain = enqueue(conn)
+
+    # the first three are one that runs and two that wait; then comes what needs no gate
+    assert [row.id for row in claim(conn, worker, 3)] == [upper[0], plain]
+    assert one(conn, "select count(*) from tasklib.waiting") == 2
+    assert [row.id for row in claim(conn, worker, 3)] == [lower]

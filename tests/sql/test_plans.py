@@ -120,6 +120,7 @@ def pick_cost(conn, worker):
         "v_stop": "$3::bigint",
         "v_asked": "$4::int",
         "types": "$5::bigint[]",
+        "above": "$6::bigint",
     }.items():
         assert name in text
         text = re.sub(rf"(?<![.\w]){re.escape(name)}(?!\w)", value, text)
@@ -164,7 +165,7 @@ def explained_pick(conn, segment, limit, types):
     given = ", ".join(str(value) for value in (*segment, limit))
     names = "null" if types is None else f"'{{{','.join(map(str, types))}}}'"
     explain = "explain (analyze, buffers, format json, costs off, timing off)"
-    top = one(conn, f"{explain} execute pick({given}, {names})")[0]["Plan"]
+    top = one(conn, f"{explain} execute pick({given}, {names}, null)")[0]["Plan"]
     nodes = [top]
     for node in nodes:
         nodes += node.get("Plans", [])
