@@ -195,7 +195,8 @@ class Keeping:
 
     def _call(self, name: str, **params: object) -> list[tuple[Any, ...]]:
         # A proxy may take what is sent and never answer: the next connection has to do it in time.
-        signal.setitimer(signal.ITIMER_REAL, self._call_seconds)
+        # Again each second: an error that comes in a destructor is lost.
+        signal.setitimer(signal.ITIMER_REAL, self._call_seconds, 1.0)
         try:
             if self._connection is None:
                 # No statement is prepared: there may be a pooler in between.
