@@ -172,7 +172,8 @@ class PgBouncer:
         end = time.monotonic() + START_SECONDS
         while True:
             try:
-                psycopg.connect(through).close()
+                with psycopg.connect(through, autocommit=True, prepare_threshold=None) as conn:
+                    conn.execute("select")  # only then it logs in to the server
             except psycopg.OperationalError:
                 if time.monotonic() > end:
                     raise
