@@ -57,6 +57,7 @@ NEEDS_A_SESSION = {
     "they listen": (
         "tests/sql/test_wake.py::*",
         "tests/sql/test_enqueue.py::test_a_sleeping_worker_is_notified_once",
+        "tests/python/test_claims_sent_ahead.py::*",
         "tests/python/test_worker_runs_tasks.py::test_a_sleeping_worker_starts_a_new_task_at_once",
         "tests/python/test_worker_recovers.py::test_a_worker_listens_again_when_*",
         "tests/python/test_worker_recovers.py::test_a_connection_that_broke_leaves_*",

@@ -14,7 +14,7 @@ from uuid import UUID
 
 from tasklib._arguments import json_object, shown
 from tasklib.errors import InvalidArguments
-from tasklib.models import JSON, NewTask, Task
+from tasklib.models import JSON, NO_OPTIONS, NewTask, Task
 
 T = TypeVar("T")
 Row = tuple[Any, ...]
@@ -51,7 +51,14 @@ _ENQUEUE: dict[str, LiteralString] = {
 
 def enqueue(task: NewTask) -> Call[UUID]:
     """Insert one task; the answer is its id, or that of the holder of its unique key."""
+    # What is not given is not sent: most tasks are a name and some arguments.
+    text: LiteralString = (
+        "select tasklib.enqueue(name => %(name)s::text, kwargs => %(kwargs)s::jsonb"
+    )
+    params: dict[str, object] = {"name": task.name, "kwargs": task.kwargs}
     options = task.options
+    if options is NO_OPTIONS:
+        return Call(text + ")", params, the_uuid)
     given: dict[str, object] = {
         "queue": options.queue,
         "priority": options.priority,
@@ -66,11 +73,6 @@ def enqueue(task: NewTask) -> Call[UUID]:
         "unique_until": options.unique_until,
         "backoff": options.backoff and options.backoff.model_dump_json(),
     }
-    # What is not given is not sent: most tasks are a name and some arguments.
-    text: LiteralString = (
-        "select tasklib.enqueue(name => %(name)s::text, kwargs => %(kwargs)s::jsonb"
-    )
-    params: dict[str, object] = {"name": task.name, "kwargs": task.kwargs}
     for name, value in given.items():
         if value is not None:
             text = text + ", " + _ENQUEUE[name]

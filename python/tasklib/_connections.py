@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import os
-import threading
+import queue
 import weakref
 from collections.abc import AsyncGenerator, Generator
 from contextlib import asynccontextmanager, contextmanager
@@ -158,37 +158,46 @@ class Connections:
         self._config = config
         self._idle: list[Statements[Connection]] = []
         self._pid = os.getpid()
-        self._room = threading.BoundedSemaphore(config.pool_size)
+        # One entry for each connection that may be taken: a semaphore, but not one made of Python.
+        self._room: queue.SimpleQueue[None] = queue.SimpleQueue()
+        for _ in range(config.pool_size):
+            self._room.put(None)
         weakref.finalize(self, _close_all, self._idle)
 
     def run(self, call: Call[T]) -> T:
         """Run a call in a transaction of its own."""
-        with self._connection() as statements, translated():
-            return _statements.run(statements, call)
+        statements = self._taken()
+        try:
+            with translated():
+                answer = _statements.run(statements, call)
+        except BaseException as error:
+            _keep_if_sound(self._idle, statements, error)
+            raise
+        else:
+            self._idle.append(statements)
+            return answer
+        finally:
+            self._room.put(None)
 
     def open(self) -> None:
         """Make sure that the database can be reached."""
-        with self._connection():
-            pass
+        self._idle.append(self._taken())
+        self._room.put(None)
 
     def close(self) -> None:
         """Close what is not in use; the next call opens anew."""
         _close_all(self._idle)
 
-    @contextmanager
-    def _connection(self) -> Generator[Statements[Connection]]:
-        if not self._room.acquire(timeout=WAIT_SECONDS):
-            raise _all_busy(self._config)
+    def _taken(self) -> Statements[Connection]:
         try:
-            statements = _take(self) or Statements(connect(self._config))
-            try:
-                yield statements
-            except BaseException as error:
-                _keep_if_sound(self._idle, statements, error)
-                raise
-            self._idle.append(statements)
-        finally:
-            self._room.release()
+            self._room.get(timeout=WAIT_SECONDS)
+        except queue.Empty:
+            raise _all_busy(self._config) from None
+        try:
+            return _take(self) or Statements(connect(self._config))
+        except BaseException:
+            self._room.put(None)
+            raise
 
 
 class AsyncConnections:

@@ -48,14 +48,34 @@ class Statements(Generic[C]):
         self._prepared: dict[str, bytes] = {}
         self._names = 0
 
-    def execute(self, call: Call[Any]) -> Generator[Any, Any, Rows]:
+    def send(self, call: Call[Any]) -> bool:
+        """Send a call, for `execute` to read the answer; only one whose text is prepared.
+
+        Returns:
+            Whether it was sent.
+
+        Raises:
+            psycopg.OperationalError: The server is not there; whether it got the call is unknown.
+        """
+        prepared = self._prepared.get(call.sql)
+        if prepared is None:
+            return False
+        self.pgconn.send_query_prepared(prepared, self._values(call))
+        self.pgconn.flush()  # as far as it goes at once
+        return True
+
+    def execute(self, call: Call[Any], *, is_sent: bool = False) -> Generator[Any, Any, Rows]:
         """Do a call step by step; the connection's ``wait`` drives it.
+
+        Args:
+            call: What to do.
+            is_sent: `send` has sent it.
 
         Raises:
             psycopg.Error: What the server says, or that it is not there.
         """
-        text, names = _numbered(call.sql)
-        values = [self._encoded(call.params[name]) for name in names]
+        text = _numbered(call.sql)[0]
+        values = self._values(call)
         if self._is_worth_preparing(call.sql):
             self._names += 1
             name = b"tasklib_%d" % self._names
@@ -64,7 +84,8 @@ class Statements(Generic[C]):
             self._prepared[call.sql] = name
         prepared = self._prepared.get(call.sql)
         if prepared is not None:
-            self.pgconn.send_query_prepared(prepared, values)
+            if not is_sent:
+                self.pgconn.send_query_prepared(prepared, values)
             result = (yield from generators.execute(self.pgconn))[-1]
             if result.error_field(psycopg.pq.DiagnosticField.SQLSTATE) not in _OUTDATED:
                 return self._rows(result)
@@ -72,6 +93,9 @@ class Statements(Generic[C]):
             self._prepared.clear()
         self.pgconn.send_query_params(text, values)
         return self._rows((yield from generators.execute(self.pgconn))[-1])
+
+    def _values(self, call: Call[Any]) -> list[bytes | None]:
+        return [self._encoded(call.params[name]) for name in _numbered(call.sql)[1]]
 
     def _is_worth_preparing(self, text: str) -> bool:
         if not self._prepares or text in self._prepared or len(self._prepared) >= MOST_PREPARED:
@@ -107,9 +131,12 @@ def run(statements: Statements[psycopg.Connection[Any]], call: Call[T]) -> T:
     return call.read(statements.connection.wait(statements.execute(call)))
 
 
-async def arun(statements: Statements[psycopg.AsyncConnection[Any]], call: Call[T]) -> T:
-    """Run a call in a transaction of its own, from an event loop."""
-    return call.read(await statements.connection.wait(statements.execute(call)))
+async def arun(
+    statements: Statements[psycopg.AsyncConnection[Any]], call: Call[T], *, is_sent: bool = False
+) -> T:
+    """Run a call in a transaction of its own, from an event loop; ``is_sent`` as for `execute`."""
+    steps = statements.execute(call, is_sent=is_sent)
+    return call.read(await statements.connection.wait(steps))
 
 
 @lru_cache(maxsize=1000)

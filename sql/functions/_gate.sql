@@ -199,17 +199,14 @@ comment on function tasklib._check_gates(int) is
 
 -- A setting, as it is undone with the gates: by a rollback, also to a savepoint. Anybody may set it for
 -- the own session; then the own tasks wait.
+-- Inlined as the functions of _hash.sql are, for the same reason.
 create or replace function tasklib._last_gate()
   returns bigint
-  language plpgsql
+  language sql
   stable
-  set search_path = pg_catalog, pg_temp
 as $$
-declare
-  v_set text := current_setting('tasklib.last_gate', true);
-begin
-  return case when v_set ~ '^[0-9a-f]{16}$' then ('x' || v_set)::bit(64)::bigint end;
-end;
+  select case when pg_catalog.current_setting('tasklib.last_gate', true) ~ '^[0-9a-f]{16}$'
+    then ('x' || pg_catalog.current_setting('tasklib.last_gate', true))::pg_catalog.bit(64)::pg_catalog.int8 end
 $$;
 comment on function tasklib._last_gate() is
   'Internal. The greatest key of the gates that this transaction has made; null when it made none.';

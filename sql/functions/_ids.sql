@@ -20,15 +20,13 @@ begin
       );
     end;
     $$;
-    create or replace function tasklib._new_id(shard int)
+    create or replace function tasklib._new_id(shard int, at timestamptz)
       returns uuid
-      language plpgsql
+      language sql
       volatile
-      set search_path = pg_catalog, pg_temp
     as $$
-    begin
-      return (left(uuidv7()::text, 32) || lpad(to_hex(shard), 4, '0'))::uuid;
-    end;
+      select (pg_catalog.left(pg_catalog.uuidv7()::pg_catalog.text, 32)
+        || pg_catalog.lpad(pg_catalog.to_hex(shard), 4, '0'))::pg_catalog.uuid
     $$;
   else
     create or replace function tasklib._new_ids(count int)
@@ -49,18 +47,16 @@ begin
       );
     end;
     $$;
-    create or replace function tasklib._new_id(shard int)
+    create or replace function tasklib._new_id(shard int, at timestamptz)
       returns uuid
-      language plpgsql
+      language sql
       volatile
-      set search_path = pg_catalog, pg_temp
     as $$
-    declare
-      v_now bigint := extract(epoch from clock_timestamp())::float8 * 4096000;
-    begin
-      return ('0' || to_hex(((v_now >> 12) << 16) | 28672 | (v_now & 4095))
-        || substr(gen_random_uuid()::text, 20, 13) || lpad(to_hex(shard), 4, '0'))::uuid;
-    end;
+      select ('0' || pg_catalog.to_hex(
+          ((pg_catalog.date_part('epoch', at) * 4096000)::pg_catalog.int8 >> 12 << 16) | 28672
+          | ((pg_catalog.date_part('epoch', at) * 4096000)::pg_catalog.int8 & 4095))
+        || pg_catalog.substr(pg_catalog.gen_random_uuid()::pg_catalog.text, 20, 13)
+        || pg_catalog.lpad(pg_catalog.to_hex(shard), 4, '0'))::pg_catalog.uuid
     $$;
   end if;
 end
@@ -68,8 +64,8 @@ $do$;
 comment on function tasklib._new_ids(int) is
   'Internal. count new task ids, ascending.';
 
-comment on function tasklib._new_id(int) is
-  'Internal. One new task id.';
+comment on function tasklib._new_id(int, timestamptz) is
+  'Internal. One new task id. at: now. Inlined as the functions of _hash.sql are, for the same reason.';
 
 create or replace function tasklib._first_id(at timestamptz)
   returns uuid

@@ -5,17 +5,15 @@
 -- notified_at has in its upper bits when such 50 ms began, and in its last 20 bits who notified since, two
 -- of them for each queue. Two queues may have the same ones, but hardly ever, and not the next time.
 
+-- Inlined as the functions of _hash.sql are, for the same reason.
 create or replace function tasklib._queue_bits(queue text, began bigint)
   returns bigint
-  language plpgsql
+  language sql
   immutable
-  set search_path = pg_catalog, pg_temp
 as $$
-declare
-  v_hash int := (hashtextextended(queue, began) & 1048575)::int;
-begin
-  return (1::bigint << v_hash % 20) | (1::bigint << (v_hash + 1 + v_hash / 20 % 19) % 20);
-end;
+  select (1::pg_catalog.int8 << ((pg_catalog.hashtextextended(queue, began) & 1048575) % 20)::pg_catalog.int4)
+    | (1::pg_catalog.int8 << (((pg_catalog.hashtextextended(queue, began) & 1048575) + 1
+      + (pg_catalog.hashtextextended(queue, began) & 1048575) / 20 % 19) % 20)::pg_catalog.int4)
 $$;
 comment on function tasklib._queue_bits(text, bigint) is
   'Internal. Which two of the last 20 bits of notified_at are those of a queue.';
@@ -32,7 +30,6 @@ declare
   v_now bigint := tasklib._milliseconds(now);
   v_last bigint := (select last_value from tasklib.notified_at);
   v_bits bigint;
-  v_names text;
 begin
   if v_last >> 20 <= v_now - 50 then
     v_last := v_now << 20;
@@ -41,7 +38,8 @@ begin
   if v_last & v_bits = v_bits then
     return false;
   end if;
-  select coalesce(string_agg(sleeper.id::text, ' '), '') into v_names
+  perform setval('tasklib.notified_at', v_last | v_bits),
+    pg_notify('tasklib', coalesce(string_agg(sleeper.id::text, ' '), ''))
   from (
     select worker.id from tasklib.worker
     where worker.asleep_until > _wake_some.now and worker.lost_at is null
@@ -51,11 +49,7 @@ begin
   ) as sleeper
   having not exists (
     select from tasklib.queue as settings where settings.name = _wake_some.queue and not settings.notify);
-  if not found then
-    return false;
-  end if;
-  perform setval('tasklib.notified_at', v_last | v_bits), pg_notify('tasklib', v_names);
-  return true;
+  return found;
 end;
 $$;
 comment on function tasklib._wake_some(text, bigint[], timestamptz) is

@@ -66,45 +66,42 @@ declare
   v_now timestamptz := clock_timestamp();
   v_known record;
   v_id uuid;
-  v_queue text;
-  v_priority int;
-  v_type bigint;
   v_key bigint;
   v_place tid;
 begin
   if tasklib._is_plain(spec) is not true then
     perform tasklib._check_spec(spec, null);
   end if;
-  select known.type, known.queue, known.priority, config.shard, config.enqueue_ruled,
-    (select last_value from tasklib.asleep_until) as asleep_until,
-    known.type is not null or exists (select from tasklib.task_type where task_type.type = 0) as is_known
+  select coalesce(known.type, tasklib._type_of(spec.name)) as type,
+    coalesce(spec.queue, known.queue, 'default') as queue,
+    coalesce(spec.priority, known.priority, 0) as priority,
+    known.type is not null or exists (select from tasklib.task_type where task_type.type = 0) as is_known,
+    config.shard, config.enqueue_ruled,
+    (select last_value from tasklib.asleep_until) as asleep_until
     into v_known
   from tasklib.config left join tasklib.task_type as known on known.name = spec.name;
   if v_known.enqueue_ruled then
     perform tasklib._check_enqueue(array[spec], caller, false);
   end if;
-  v_id := tasklib._new_id(v_known.shard);
-  v_queue := coalesce(spec.queue, v_known.queue, 'default');
-  v_priority := coalesce(spec.priority, v_known.priority, 0);
-  v_type := coalesce(v_known.type, tasklib._type_of(spec.name));
+  v_id := tasklib._new_id(v_known.shard, v_now);
 
   insert into tasklib.task (id, type, created_at, timeout_seconds, priority, max_retries, queue_given,
     priority_given, name, queue, enqueued_by, kwargs, headers, backoff, concurrency_key)
-  values (v_id, v_type, v_now, spec.timeout_seconds, v_priority, spec.max_retries,
-    spec.queue is not null, spec.priority is not null, spec.name, v_queue, caller,
+  values (v_id, v_known.type, v_now, spec.timeout_seconds, v_known.priority, spec.max_retries,
+    spec.queue is not null, spec.priority is not null, spec.name, v_known.queue, caller,
     spec.kwargs, spec.headers, spec.backoff, spec.concurrency_key)
   returning task.ctid into v_place;
-  v_key := tasklib._key(v_queue, spec.concurrency_key);
+  v_key := tasklib._key(v_known.queue, spec.concurrency_key);
   -- the body has taken the transaction id, the plan takes the lock on ready: both before the position
   if v_known.is_known then
     insert into tasklib.ready (task_id, lane, type, attempt, place, key)
-    values (v_id, tasklib._lane(v_queue, v_priority), v_type, 0, v_place, v_key);
+    values (v_id, tasklib._lane(v_known.queue, v_known.priority), v_known.type, 0, v_place, v_key);
   else
-    insert into tasklib.parked (type, task_id, attempt, key) values (v_type, v_id, 0, v_key);
+    insert into tasklib.parked (type, task_id, attempt, key) values (v_known.type, v_id, 0, v_key);
   end if;
 
   if v_known.asleep_until > tasklib._milliseconds(v_now) then
-    perform tasklib._wake_some(v_queue, array[v_type], v_now);
+    perform tasklib._wake_some(v_known.queue, array[v_known.type], v_now);
   end if;
   return v_id;
 end;
@@ -112,29 +109,27 @@ $$;
 comment on function tasklib._insert_task(tasklib.task_spec, text) is
   'Internal. Checks and inserts one task without unique key, tags and time.';
 
+-- Inlined as the functions of _hash.sql are, for the same reason.
 create or replace function tasklib._is_plain(spec tasklib.task_spec)
   returns boolean
-  language plpgsql
+  language sql
   immutable
-  set search_path = pg_catalog, pg_temp
 as $$
-begin
-  return spec.name !~ '[[:cntrl:]]'
-    and octet_length(spec.name) between 1 and 128
-    and jsonb_typeof(spec.kwargs) = 'object'
+  select (spec).name !~ '[[:cntrl:]]'
+    and pg_catalog.octet_length((spec).name) between 1 and 128
+    and pg_catalog.jsonb_typeof((spec).kwargs) = 'object'
     and case
       -- 64 levels of brackets and their names take more
-      when octet_length(spec.kwargs::text) <= 128 then true
-      else octet_length(spec.kwargs::text) <= 1048576
-        and not jsonb_path_exists(spec.kwargs, 'strict $.**{65}')
+      when pg_catalog.octet_length((spec).kwargs::pg_catalog.text) <= 128 then true
+      else pg_catalog.octet_length((spec).kwargs::pg_catalog.text) <= 1048576
+        and not pg_catalog.jsonb_path_exists((spec).kwargs, 'strict $.**{65}')
     end
-    and spec.unique_until = 'finished'
-    and coalesce(spec.queue, spec.unique_key, spec.concurrency_key) is null
-    and coalesce(spec.tags, spec.headers, spec.backoff) is null
-    and coalesce(spec.priority, spec.max_retries, spec.timeout_seconds) is null
-    and spec.delay is null
-    and spec.scheduled_at is null;
-end;
+    and (spec).unique_until = 'finished'
+    and coalesce((spec).queue, (spec).unique_key, (spec).concurrency_key) is null
+    and coalesce((spec).tags, (spec).headers, (spec).backoff) is null
+    and coalesce((spec).priority, (spec).max_retries, (spec).timeout_seconds) is null
+    and (spec).delay is null
+    and (spec).scheduled_at is null
 $$;
 comment on function tasklib._is_plain(tasklib.task_spec) is
   'Internal. A name and a few arguments, within the limits, and nothing else: needs no further look.';

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 import psycopg
 
 from tasklib import _admin_calls, _migrate, _worker_calls
+from tasklib._calls import Call
 from tasklib._worker_calls import Exchanged, Idle
 from tasklib.config import Config
 from tasklib.errors import (
@@ -79,6 +80,15 @@ class Delivery:
         return len(self.answer.rows)
 
 
+@dataclass(frozen=True, slots=True)
+class Asked:
+    """A call that is on its way: what to run to get its answer, and what it said."""
+
+    worker_id: str
+    call: Call[Exchanged]
+    room: int
+
+
 class Fetcher:
     """Claims under the current registration, and sends along what has ended under it.
 
@@ -100,6 +110,7 @@ class Fetcher:
         self.look_now = False
         self.is_dry = False
         self._has_ticked = False
+        self._asked: Asked | None = None
         self._settings = settings
         self._link = link
         self._board = board
@@ -131,6 +142,21 @@ class Fetcher:
         """Take a notification, or the end of them; return whether it is a reason to look now."""
         by_name = payload is None or (self._board.current or "nobody") in payload
         return self._pace.called(self._loop.time(), by_name=by_name)
+
+    @property
+    def asked(self) -> int:
+        """For how many tasks `ask` has asked; the next thing to do is then to `fetch` them."""
+        return self._asked.room if self._asked else 0
+
+    def ask(self, room: int) -> None:
+        """Send the call that `fetch` would make in a moment, if that can be done at once.
+
+        A lone task waits for its worker to come to itself: meanwhile the database can work.
+        """
+        if self._asked is None and (worker_id := self._board.current) is not None:
+            call = _worker_calls.exchange(worker_id, self._settings.queues, room)
+            if self._link.send(call):
+                self._asked = Asked(worker_id, call, room)
 
     def look_again(self) -> None:
         """Look now: tasks may have become due without a look having told of them."""
@@ -181,8 +207,9 @@ class Fetcher:
         """Claim as many tasks as there is room for; none while the database is away.
 
         Args:
-            room: How many tasks could start soon.
-            batch: What has ended under the current registration; sent with the same call.
+            room: How many tasks could start soon; after `ask`, what `asked` says.
+            batch: What has ended under the current registration; sent with the same call. Nothing
+                after `ask`.
 
         Returns:
             What has to be taken in by `receive`.
@@ -190,25 +217,27 @@ class Fetcher:
         Raises:
             Unregistered: The registration has ended.
         """
-        worker_id = self._board.current
+        asked, self._asked = self._asked, None
+        worker_id = asked.worker_id if asked else self._board.current
         if worker_id is None:
             await self.register()
             return None
         now = self._loop.time()
         is_planned = now >= self._pace.next_look
         idle = None
-        if self._link.is_listening:
+        if self._link.is_listening and asked is None:
             if batch and self._pace.is_trickle:
                 idle, is_planned = Idle(ARMED_SECONDS, for_long=False), True
             elif is_planned and not batch and self._pace.goes_to_sleep(now):
                 idle = Idle(ARMED_SECONDS, for_long=self._pace.is_listed_next(now))
         self.look_now = False
-        ended = as_ended(batch) if batch else None
-        queues = self._settings.queues
+        if asked is not None:
+            call = asked.call
+        else:
+            ended = as_ended(batch) if batch else None
+            call = _worker_calls.exchange(worker_id, self._settings.queues, room, ended, idle)
         try:
-            answer = await self._link.run(
-                _worker_calls.exchange(worker_id, queues, room, ended, idle)
-            )
+            answer = await self._link.run(call)
         except WorkerNotRegistered as error:
             self._finisher.put_back(batch)
             if not await self._is_registered(worker_id):

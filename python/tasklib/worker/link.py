@@ -7,7 +7,7 @@ import logging
 import random
 from collections.abc import Callable, Generator
 from contextlib import contextmanager
-from typing import TypeVar
+from typing import Any, TypeVar
 from uuid import uuid4
 
 import psycopg
@@ -85,6 +85,7 @@ class Link:
         self._shall_listen = False
         self._session: Statements[AsyncConnection] | None = None
         self._lock = asyncio.Lock()
+        self._sent: Call[Any] | None = None
         self._failures = 0
 
     @contextmanager
@@ -104,6 +105,25 @@ class Link:
             if self._session is session:
                 loop.remove_reader(number)
 
+    def send(self, call: Call[Any]) -> bool:
+        """Send a call at once, whose answer `run` with the same call waits for.
+
+        Any other call that comes first gives up the connection, and this one's answer with it.
+
+        Returns:
+            Whether it was sent, or may have been: only on a free connection that knows the text.
+        """
+        session = self._session
+        if session is None or self._lock.locked():
+            return False
+        try:
+            is_sent = session.send(call)
+        except psycopg.OperationalError:
+            self.drop()
+            is_sent = True
+        self._sent = call if is_sent else None
+        return is_sent
+
     async def run(self, call: Call[T]) -> T:
         """Run a call once.
 
@@ -112,11 +132,18 @@ class Link:
                 was done is unknown.
         """
         async with self._lock:
-            session = await self._open()
+            sent, self._sent = self._sent, None
+            is_sent = sent is call
+            if is_sent and self._session is None:
+                raise DatabaseUnavailable("the connection broke")
+            if sent is not None and not is_sent:
+                self.drop()
+            session = self._session if is_sent else None
+            session = session or await self._open()
             try:
                 async with asyncio.timeout(CALL_SECONDS):
                     with _connections.translated():
-                        answer = await _statements.arun(session, call)
+                        answer = await _statements.arun(session, call, is_sent=is_sent)
             except BaseException as error:
                 if is_infrastructure(error) or not isinstance(error, Exception):
                     self.drop()

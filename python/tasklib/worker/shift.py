@@ -99,7 +99,7 @@ class Shift:
             await self._listen()
             while not self._is_over():
                 self._wake.clear()
-                room = self._room_to_claim() if self._may_claim() else 0
+                room = self._fetcher.asked or self._room_now()
                 if room or self._must_finish():
                     await self._exchange(room)
                 else:
@@ -136,6 +136,9 @@ class Shift:
     def _may_claim(self) -> bool:
         return not self._stopping and self._fetcher.is_due
 
+    def _room_now(self) -> int:
+        return self._room_to_claim() if self._may_claim() else 0
+
     def _room_to_claim(self) -> int:
         """Return how many tasks to claim; none while enough wait here, so that calls are few."""
         slots = self._settings.concurrency
@@ -160,7 +163,7 @@ class Shift:
 
     async def _exchange(self, room: int) -> None:
         """Send what has ended, and claim, in one call when both are to be done."""
-        batch = self._finisher.take()
+        batch = [] if self._fetcher.asked else self._finisher.take()
         if not room or (batch and batch[0][0].worker_id != self._board.current):
             await self._finisher.send(batch)
             # What these held, a concurrency key say, may have let another task go.
@@ -179,6 +182,7 @@ class Shift:
                     self._loop.call_soon(self._receive, delivery)
                 else:
                     self._receive(delivery)
+                    await asyncio.sleep(0)  # what has just been started goes first
         if len(self._board.registrations) > 1:
             await self._retire()
 
@@ -300,7 +304,7 @@ class Shift:
 
     def _is_over(self) -> bool:
         self.limits.look(self._stats.claimed)
-        if self._finisher or self._ahead or self._incoming:
+        if self._finisher or self._ahead or self._incoming or self._fetcher.asked:
             return False
         if any(not run.is_settled for run in self._busy):
             return False
@@ -378,6 +382,8 @@ class Shift:
 
     def _notified(self, payload: str | None) -> None:
         if self._fetcher.notified(payload):
+            if not self._finisher and (room := self._room_now()):
+                self._fetcher.ask(room)
             self._wake.set()
 
     def _cancel(self, task_ids: list[str]) -> None:
