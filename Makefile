@@ -22,12 +22,6 @@ SQUAWK_EXCLUDE := require-lock-timeout,require-statement-timeout,ban-char-field,
 
 .PHONY: help setup demo test lint format types audit check docs model fuzz torture failover upgrade mutants servers \
   bench soak bench-sql install-extension build release clean
-.PHONY: help setup demo test lint format types check docs bench soak model fuzz bench-sql build release clean
-.PHONY: help setup demo test lint format types check docs servers failover bench soak bench-sql build release clean
-.PHONY: help setup demo test lint format types check docs bench soak model bench-sql build release clean
-.PHONY: help setup demo test lint format types check docs torture bench soak bench-sql build release clean
-.PHONY: help setup demo test lint format types check docs bench soak bench-sql mutants build release clean
-.PHONY: help setup demo test lint format types check audit docs bench soak bench-sql build release clean install-extension
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-18s %s\n", $$1, $$2 }' Makefile
@@ -91,6 +85,7 @@ servers: $(STAMP) ## the tests on PostgreSQL 14 to 18 and through PgBouncer, an 
 
 failover: $(STAMP) ## ten failovers under load, synchronous and asynchronous
 	@TASKLIB_TEST_FAILOVERS=$${TASKLIB_TEST_FAILOVERS:-10} $(BIN)/python -m pytest -n 0 tests/failover $(ARGS)
+
 torture: $(STAMP) ## ten minutes of kills, restarts and cuts, then a count; ARGS='--minutes 2', '--mutants'
 	@$(BIN)/python tests/torture/torture.py $(ARGS)
 
@@ -114,6 +109,7 @@ bench-sql: $(STAMP) ## CPU and WAL a task, beside a classic one-table queue
 
 mutants: $(STAMP) ## put hand-made faults in, one at a time; each is caught; ARGS='--only lease --jobs 2'
 	@$(BIN)/python tests/mutants/mutate.py $(ARGS)
+
 # PG_CONFIG names the server; DESTDIR goes before its folder, for packagers.
 install-extension: $(STAMP) ## put the extension's files into the server of PG_CONFIG=pg_config
 	@$(BIN)/tasklib sql --extension "$(DESTDIR)$$($(PG_CONFIG) --sharedir)/extension"
