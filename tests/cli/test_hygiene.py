@@ -11,6 +11,7 @@ from collections.abc import Callable, Generator
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
+from uuid import uuid4
 
 import pytest
 from click.testing import CliRunner
@@ -18,6 +19,7 @@ from psycopg import Connection, sql
 from psycopg.conninfo import conninfo_to_dict
 
 from tasklib.cli import main
+from tasklib.registry import default_registry
 
 SECRET = "hunter2-of-the-task"
 PASSWORD = "hunter2-of-the-database"
@@ -182,9 +184,14 @@ COMMANDS = [["ls"], ["migrate"], ["doctor", "--ready"], ["worker", "program", "-
 def test_no_command_tells_the_password_of_a_database_that_it_cannot_reach(
     url: str, words: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    (tmp_path / "program.py").write_text("import tasklib\n\n@tasklib.task\ndef a(): ...\n")
-    monkeypatch.chdir(tmp_path)
+    # A module is imported once: each of these commands gets one of its own.
+    name = f"program_{uuid4().hex}"
+    (tmp_path / f"{name}.py").write_text("import tasklib\n\n@tasklib.task\ndef a(): ...\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.setattr(default_registry, "tasks", {})
+    words = [name if word == "program" else word for word in words]
     ran = CliRunner(env={"TASKLIB_DATABASE_URL": url}).invoke(main, words)
     assert ran.exit_code != 0
+    assert "No module" not in ran.output
     assert PASSWORD not in ran.output
     assert "Traceback" not in ran.output
