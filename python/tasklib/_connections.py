@@ -181,8 +181,11 @@ class Connections:
 
     def open(self) -> None:
         """Make sure that the database can be reached."""
-        self._idle.append(self._taken())
-        self._room.put(None)
+        statements = self._taken()
+        try:
+            self._idle.append(statements)
+        finally:
+            self._room.put(None)
 
     def close(self) -> None:
         """Close what is not in use; the next call opens anew."""

@@ -3,19 +3,23 @@
 from __future__ import annotations
 
 import asyncio
+import os
+import socket
 import time
 from collections.abc import Callable
 from typing import Any
 
+import psycopg
 import pytest
 
 import tasklib
 from tasklib import TaskQueue, TaskWorker, _calls, current_task
 from tasklib._calls import Call
-from tasklib._statements import PREPARE_AFTER
+from tasklib._statements import PREPARE_AFTER, Statements
 from tasklib.errors import DatabaseUnavailable
 from tasklib.worker.fetch import Fetcher
 from tasklib.worker.link import Link, NotSent
+from tasklib.worker.pace import Pace
 
 Start = Callable[..., TaskWorker]
 Asking = Callable[[Callable[[Fetcher], None]], list[int]]
@@ -78,6 +82,39 @@ async def test_whether_a_call_was_done_is_unknown_when_the_connection_breaks(lin
     assert not isinstance(caught.value, NotSent)
     assert await link.run(NUMBER) in (7, 8)
     link.drop()
+
+
+async def test_a_call_that_cannot_be_sent_leaves_nothing_in_the_loop(
+    config: tasklib.Config, conn: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    loop, read = asyncio.get_running_loop(), list[bytes]()
+    pairs: list[tuple[socket.socket, socket.socket]] = []
+
+    def send(_self: object, _call: object) -> bool:
+        raise psycopg.OperationalError("no connection to the server")
+
+    def on_notification(_: str | None) -> None:
+        number = link._session.pgconn.socket  # pyright: ignore
+        assert link.send(NUMBER)
+        # Like a task that connects in the same turn of the loop: its socket gets the free number.
+        pairs.append(socket.socketpair())
+        assert pairs[0][0].fileno() == number
+        loop.add_reader(number, lambda: read.append(os.read(number, 1)))
+
+    link = Link(config, "test link", on_notification)
+    await link.listen()
+    monkeypatch.setattr(Statements, "send", send)
+    with link.hearing():
+        conn.execute("notify tasklib, 'x'")
+        await asyncio.sleep(0.2)
+    ((ours, theirs),) = pairs
+    theirs.send(b"x")
+    await asyncio.sleep(0.1)
+    loop.remove_reader(ours)
+    ours.close()
+    theirs.close()
+
+    assert read == [b"x"]
 
 
 @pytest.fixture
@@ -175,3 +212,40 @@ async def test_a_worker_that_is_stopped_meanwhile_gives_back_what_comes(
     assert left is not None
     assert (left.state, left.attempt, left.retry_count) == ("pending", 1, 0)
     assert worker.stats.released == 1
+
+
+async def test_what_comes_for_a_registration_that_ended_meanwhile_is_not_run(
+    aqueue: TaskQueue, running: Start, asking: Asking
+) -> None:
+    attempts: list[int] = []
+
+    @aqueue.task(name="app.quick")
+    async def quick() -> None:
+        attempts.append(current_task().attempt)
+
+    def lose(fetcher: Fetcher) -> None:
+        if len(rooms) == 1:
+            worker._shift._lose(fetcher._board.current)  # pyright: ignore
+
+    worker = running()
+    await one_by_one(aqueue, PREPARE_AFTER + 2)
+    rooms = asking(lose)
+    await one_by_one(aqueue, 1)
+
+    assert rooms
+    assert attempts == [1] * (PREPARE_AFTER + 2) + [2]
+
+
+async def test_a_claim_that_has_to_say_that_the_worker_sleeps_is_not_sent_ahead(
+    aqueue: TaskQueue, running: Start, asking: Asking, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    @aqueue.task(name="app.quick")
+    async def quick() -> None: ...
+
+    running()
+    await one_by_one(aqueue, PREPARE_AFTER + 2)
+    rooms = asking(lambda _: None)
+    monkeypatch.setattr(Pace, "goes_to_sleep", lambda *_: True)
+    await one_by_one(aqueue, 2)
+
+    assert not rooms

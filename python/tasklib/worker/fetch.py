@@ -153,7 +153,9 @@ class Fetcher:
 
         A lone task waits for its worker to come to itself: meanwhile the database can work.
         """
-        if self._asked is None and (worker_id := self._board.current) is not None:
+        worker_id = self._board.current
+        says_more = self._pace.goes_to_sleep(self._loop.time())
+        if self._asked is None and worker_id is not None and not says_more:
             call = _worker_calls.exchange(worker_id, self._settings.queues, room)
             if self._link.send(call):
                 self._asked = Asked(worker_id, call, room)

@@ -86,6 +86,7 @@ class Link:
         self._session: Statements[AsyncConnection] | None = None
         self._lock = asyncio.Lock()
         self._sent: Call[Any] | None = None
+        self._heard: int | None = None
         self._failures = 0
 
     @contextmanager
@@ -96,14 +97,12 @@ class Link:
         if not self.is_listening or session is None or self._lock.locked():
             yield
             return
-        number = session.pgconn.socket
-        loop.add_reader(number, self._hear, session.pgconn, number)
+        self._heard = session.pgconn.socket
+        loop.add_reader(self._heard, self._hear, session.pgconn)
         try:
             yield
         finally:
-            # When it broke, somebody else may have the number by now.
-            if self._session is session:
-                loop.remove_reader(number)
+            self._hear_no_more()
 
     def send(self, call: Call[Any]) -> bool:
         """Send a call at once, whose answer `run` with the same call waits for.
@@ -185,6 +184,7 @@ class Link:
     def drop(self) -> None:
         """Close the connection without a word to the server."""
         self.is_listening = False
+        self._hear_no_more()
         if self._session is not None:
             self._session.pgconn.finish()
             self._session = None
@@ -263,11 +263,16 @@ class Link:
         if self._on_notification is not None and not payload.startswith(PROBE):
             self._on_notification(payload)
 
-    def _hear(self, pgconn: PGconn, number: int) -> None:
+    def _hear_no_more(self) -> None:
+        # Before the connection is closed: then somebody else may get its number.
+        if self._heard is not None:
+            asyncio.get_running_loop().remove_reader(self._heard)
+            self._heard = None
+
+    def _hear(self, pgconn: PGconn) -> None:
         try:
             pgconn.consume_input()
         except psycopg.OperationalError:
-            asyncio.get_running_loop().remove_reader(number)
             self.drop()
             if self._on_notification is not None:
                 self._on_notification(None)

@@ -188,7 +188,10 @@ class Shift:
 
     def _receive(self, delivery: Delivery) -> None:
         self._incoming -= len(delivery)
-        self._ahead.extend(self._fetcher.receive(delivery))
+        runs = self._fetcher.receive(delivery)
+        if delivery.worker_id not in self._board.registrations:  # it ended meanwhile
+            tell_to_stop(runs, "lost")
+        self._ahead.extend(runs)
         if self._stopping:  # while the answer was on its way
             self._give_back_ahead()
         self._start_ahead()
