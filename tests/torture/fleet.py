@@ -34,12 +34,13 @@ STOPPED = (0, -signal.SIGTERM)
 
 @dataclass(frozen=True)
 class Found:
-    """A process of the run."""
+    """A process of the run; it stays the same when its parent dies."""
 
     pid: int
-    parent: int
-    kind: str
-    is_calm: bool
+    started: int
+    parent: int = field(compare=False)
+    kind: str = field(compare=False)
+    is_calm: bool = field(compare=False)
 
     def signal(self, number: signal.Signals) -> bool:
         """Send a signal, if it is still this process; return whether that was so."""
@@ -63,14 +64,15 @@ def _look(pid: int, run: str | None = None) -> Found | None:
     proc = Path("/proc") / str(pid)
     try:
         environment = (proc / "environ").read_bytes().split(b"\0")
-        state, parent = (proc / "stat").read_text().rpartition(")")[2].split()[:2]
+        state, parent, *others = (proc / "stat").read_text().rpartition(")")[2].split()
         command = (proc / "cmdline").read_text().replace("\0", " ")
     except OSError:
         return None
     if (run is not None and f"{VARIABLE}={run}".encode() not in environment) or state in "ZX":
         return None
     kind = next((kind for kind, word in KINDS.items() if word in command), "other")
-    return Found(pid, int(parent), kind, f"{CALM}=1".encode() in environment)
+    is_calm = f"{CALM}=1".encode() in environment
+    return Found(pid, int(others[17]), int(parent), kind, is_calm)
 
 
 def find(run: str) -> list[Found]:
