@@ -60,7 +60,7 @@ class Statements(Generic[C]):
         prepared = self._prepared.get(call.sql)
         if prepared is None:
             return False
-        self.pgconn.send_query_prepared(prepared, self._values(call))
+        self.pgconn.send_query_prepared(prepared, self._values(call, _numbered(call.sql)[1]))
         self.pgconn.flush()  # as far as it goes at once
         return True
 
@@ -74,8 +74,8 @@ class Statements(Generic[C]):
         Raises:
             psycopg.Error: What the server says, or that it is not there.
         """
-        text = _numbered(call.sql)[0]
-        values = self._values(call)
+        text, names = _numbered(call.sql)
+        values = self._values(call, names)
         if self._is_worth_preparing(call.sql):
             self._names += 1
             name = b"tasklib_%d" % self._names
@@ -94,8 +94,8 @@ class Statements(Generic[C]):
         self.pgconn.send_query_params(text, values)
         return self._rows((yield from generators.execute(self.pgconn))[-1])
 
-    def _values(self, call: Call[Any]) -> list[bytes | None]:
-        return [self._encoded(call.params[name]) for name in _numbered(call.sql)[1]]
+    def _values(self, call: Call[Any], names: list[str]) -> list[bytes | None]:
+        return [self._encoded(call.params[name]) for name in names]
 
     def _is_worth_preparing(self, text: str) -> bool:
         if not self._prepares or text in self._prepared or len(self._prepared) >= MOST_PREPARED:

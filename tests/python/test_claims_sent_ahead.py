@@ -170,8 +170,23 @@ async def test_what_ends_meanwhile_is_told_to_the_database(
     assert ended.value == "done"
 
 
-async def test_what_was_handed_out_to_a_connection_that_broke_is_run_soon(
-    aqueue: TaskQueue, running: Start, asking: Asking
+def cut(_: TaskWorker, fetcher: Fetcher) -> None:
+    """Break the connection when the server has done the claim."""
+    time.sleep(0.3)
+    fetcher._link._session.pgconn.finish()  # pyright: ignore
+
+
+def lose(worker: TaskWorker, fetcher: Fetcher) -> None:
+    """End the registration here, with the database unaware of it."""
+    worker._shift._lose(fetcher._board.current)  # pyright: ignore
+
+
+@pytest.mark.parametrize("harm", [cut, lose])
+async def test_what_was_handed_out_to_nobody_is_given_back_and_run_once(
+    aqueue: TaskQueue,
+    running: Start,
+    asking: Asking,
+    harm: Callable[[TaskWorker, Fetcher], None],
 ) -> None:
     attempts: list[int] = []
 
@@ -179,14 +194,9 @@ async def test_what_was_handed_out_to_a_connection_that_broke_is_run_soon(
     async def quick() -> None:
         attempts.append(current_task().attempt)
 
-    def cut(fetcher: Fetcher) -> None:
-        if len(rooms) == 1:
-            time.sleep(0.3)  # the server has done it by then
-            fetcher._link._session.pgconn.finish()  # pyright: ignore
-
-    running()
+    worker = running()
     await one_by_one(aqueue, PREPARE_AFTER + 2)
-    rooms = asking(cut)
+    rooms = asking(lambda fetcher: harm(worker, fetcher) if len(rooms) == 1 else None)
     await one_by_one(aqueue, 1)
 
     assert rooms
@@ -212,28 +222,6 @@ async def test_a_worker_that_is_stopped_meanwhile_gives_back_what_comes(
     assert left is not None
     assert (left.state, left.attempt, left.retry_count) == ("pending", 1, 0)
     assert worker.stats.released == 1
-
-
-async def test_what_comes_for_a_registration_that_ended_meanwhile_is_not_run(
-    aqueue: TaskQueue, running: Start, asking: Asking
-) -> None:
-    attempts: list[int] = []
-
-    @aqueue.task(name="app.quick")
-    async def quick() -> None:
-        attempts.append(current_task().attempt)
-
-    def lose(fetcher: Fetcher) -> None:
-        if len(rooms) == 1:
-            worker._shift._lose(fetcher._board.current)  # pyright: ignore
-
-    worker = running()
-    await one_by_one(aqueue, PREPARE_AFTER + 2)
-    rooms = asking(lose)
-    await one_by_one(aqueue, 1)
-
-    assert rooms
-    assert attempts == [1] * (PREPARE_AFTER + 2) + [2]
 
 
 async def test_a_claim_that_has_to_say_that_the_worker_sleeps_is_not_sent_ahead(

@@ -64,15 +64,16 @@ def _look(pid: int, run: str | None = None) -> Found | None:
     proc = Path("/proc") / str(pid)
     try:
         environment = (proc / "environ").read_bytes().split(b"\0")
-        state, parent, *others = (proc / "stat").read_text().rpartition(")")[2].split()
+        fields = (proc / "stat").read_text().rpartition(")")[2].split()
         command = (proc / "cmdline").read_text().replace("\0", " ")
     except OSError:
         return None
+    state, parent, started = fields[0], fields[1], fields[19]  # 3, 4 and 22 of proc(5)
     if (run is not None and f"{VARIABLE}={run}".encode() not in environment) or state in "ZX":
         return None
     kind = next((kind for kind, word in KINDS.items() if word in command), "other")
     is_calm = f"{CALM}=1".encode() in environment
-    return Found(pid, int(others[17]), int(parent), kind, is_calm)
+    return Found(pid, int(started), int(parent), kind, is_calm)
 
 
 def find(run: str) -> list[Found]:

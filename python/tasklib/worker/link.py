@@ -133,12 +133,11 @@ class Link:
         async with self._lock:
             sent, self._sent = self._sent, None
             is_sent = sent is call
-            if is_sent and self._session is None:
-                raise DatabaseUnavailable("the connection broke")
             if sent is not None and not is_sent:
                 self.drop()
-            session = self._session if is_sent else None
-            session = session or await self._open()
+            session = self._session if is_sent else await self._open()
+            if session is None:
+                raise DatabaseUnavailable("the connection broke")
             try:
                 async with asyncio.timeout(CALL_SECONDS):
                     with _connections.translated():
