@@ -69,6 +69,7 @@ begin
       tasklib.cancel_requests(uuid),
       tasklib.claim(uuid, text[], int, tasklib.caller),
       tasklib.idle(uuid, text[], interval, boolean, tasklib.caller),
+      tasklib.offer(uuid, text[], text, tasklib.caller),
       tasklib.complete(uuid, uuid, int, jsonb, tasklib.caller),
       tasklib.fail(uuid, uuid, int, text, boolean, interval, text, tasklib.caller),
       tasklib.finish(uuid, uuid[], int[], jsonb, tasklib.caller),

@@ -56,6 +56,7 @@ NEEDS_A_SESSION = {
     ),
     "they listen": (
         "tests/sql/test_wake.py::*",
+        "tests/sql/test_hand_over.py::*",
         "tests/sql/test_enqueue.py::test_a_sleeping_worker_is_notified_once",
         "tests/python/test_claims_sent_ahead.py::*",
         "tests/python/test_worker_runs_tasks.py::test_a_sleeping_worker_starts_a_new_task_at_once",

@@ -7,7 +7,7 @@ than a server nearby takes to answer. Calls hold texts and numbers, so they need
 from __future__ import annotations
 
 import re
-from collections.abc import Generator
+from collections.abc import Generator, Iterator
 from functools import lru_cache
 from typing import Any, Generic, TypeVar
 
@@ -93,6 +93,14 @@ class Statements(Generic[C]):
             self._prepared.clear()
         self.pgconn.send_query_params(text, values)
         return self._rows((yield from generators.execute(self.pgconn))[-1])
+
+    def notifications(self) -> Iterator[tuple[str, str]]:
+        """Take the notifications that have been read: channel and payload."""
+        while heard := self.pgconn.notifies():
+            yield (
+                heard.relname.decode(self._encoding),
+                heard.extra.decode(self._encoding),
+            )
 
     def _values(self, call: Call[Any], names: list[str]) -> list[bytes | None]:
         return [self._encoded(call.params[name]) for name in names]

@@ -7,10 +7,23 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import LiteralString
 
-from tasklib._calls import Call, Rows
+from tasklib._calls import Call, Row, Rows
 from tasklib.models import Claimed, Ticked
 
 LISTEN: LiteralString = "listen tasklib"
+
+
+def handed_over(payload: str) -> tuple[str, Row]:
+    """Read what a commit says that hands over a task: the registration, and a row of a claim.
+
+    Raises:
+        ValueError: It is something else.
+        TypeError: The same.
+    """
+    worker_id, *row = json.loads(payload)
+    # a later schema may say more
+    return worker_id, (*Claimed._make(row[: len(Claimed._fields)]),)
+
 
 # DISCARD ALL without DISCARD PLANS: to plan the queue's functions again would cost more than a
 # task, and plans carry nothing from one task to the next.
@@ -72,10 +85,15 @@ class Ended:
 
 @dataclass(frozen=True, slots=True)
 class Idle:
-    """How long a worker means to sleep, and whether it has been idle for a while."""
+    """How long a worker means to sleep, and whether it has been idle for a while.
+
+    Attributes:
+        channel: Where the next lone task may be handed over to it; None when it takes none.
+    """
 
     max_wait_seconds: float
     for_long: bool
+    channel: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,14 +129,21 @@ ended as materialized (
     attempts => %(attempts)s::int[], outcomes => %(outcomes)s::jsonb) as status
 )"""
 _NOTHING_ENDED: LiteralString = "ended as materialized (select null as statuses, 0 as count)"
-_IDLE: LiteralString = """
-asleep as materialized (
+_LIES_DOWN: LiteralString = """(
   select ended.statuses, tasklib.idle(worker_id => %(worker_id)s::uuid,
     queues => %(queues)s::text[],
     max_wait => (%(max_wait)s::float8 + 0 * ended.count) * interval '1 second',
     for_long => %(for_long)s::boolean) as wait
   from ended
 )"""
+_IDLE: LiteralString = "asleep as materialized " + _LIES_DOWN
+_OFFER: LiteralString = """,
+asleep as materialized (
+  select tired.statuses, tired.wait, tasklib.offer(worker_id => %(worker_id)s::uuid,
+    queues => %(queues)s::text[], channel => %(channel)s::text)
+  from tired
+)"""
+_IDLE_AND_OFFER: LiteralString = "tired as materialized " + _LIES_DOWN + _OFFER
 _AWAKE: LiteralString = """
 asleep as materialized (
   select ended.statuses, null::float8 + ended.count as wait from ended
@@ -173,11 +198,14 @@ def exchange(
         params |= ended.params
     if idle is not None:
         params |= {"max_wait": idle.max_wait_seconds, "for_long": idle.for_long}
+        if idle.channel is not None:
+            params["channel"] = idle.channel
     if ended is None and idle is None:
         return Call(_CLAIM_ALONE, params, _claimed)
     finish = _NOTHING_ENDED if ended is None else _FINISH
+    sleep = _IDLE if params.get("channel") is None else _IDLE_AND_OFFER
     return Call(
-        "with " + finish + "," + (_AWAKE if idle is None else _IDLE) + _CLAIM, params, _exchanged
+        "with " + finish + "," + (_AWAKE if idle is None else sleep) + _CLAIM, params, _exchanged
     )
 
 
@@ -258,6 +286,15 @@ def tick() -> Call[Ticked | None]:
         "select promoted, reclaimed, timed_out, purged, more from tasklib.tick()",
         {},
         lambda rows: Ticked(*rows[0]) if rows else None,
+    )
+
+
+def withdraw(worker_id: str) -> Call[None]:
+    """Let nothing more be handed over to a registration."""
+    return Call(
+        "select tasklib.offer(worker_id => %(worker_id)s::uuid)::text",
+        {"worker_id": worker_id},
+        lambda _: None,
     )
 
 

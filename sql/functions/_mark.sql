@@ -183,6 +183,27 @@ $$;
 comment on function tasklib._move_marks(bigint) is
   'Internal. Moves the low-water marks of all lanes up to their first task, at most to safe_pos + 1.';
 
+-- A claim walks over all that was taken since the mark of its lane was moved: under a held snapshot that
+-- costs more than the tasks when a second's worth of a fast queue lies there.
+create or replace function tasklib._follow(lane bigint, pos bigint)
+  returns void
+  language plpgsql
+  volatile
+  set search_path = pg_catalog, pg_temp
+as $$
+begin
+  if pos - tasklib._low_pos(lane) < 4000 or current_setting('transaction_isolation') <> 'read committed' then
+    return;
+  end if;
+  perform from tasklib.housekeeping for update skip locked;
+  if found then
+    perform tasklib._move_marks(safe.pos) from tasklib._safe() as safe where safe.pos is not null;
+  end if;
+end;
+$$;
+comment on function tasklib._follow(bigint, bigint) is
+  'Internal. Moves marks between two ticks, when a claim has come 4000 positions or more beyond that of its lane.';
+
 create or replace function tasklib._low_time(kind text)
   returns timestamptz
   language plpgsql

@@ -140,10 +140,17 @@ begin
     exit when cardinality(v_picked) > 0 or v_look = 2 or not tasklib._keep_house(look_again => true);
     v_above := tasklib._last_gate();
   end loop;
+  if cardinality(v_picked) > 0 and worker.channel is not null then
+    perform tasklib._withdraw_offer(worker.id);
+  end if;
   if cardinality(v_picked) > 0
     and (cardinality(v_picked) = max_tasks or worker.asleep_until is not null)
   then
-    perform tasklib._rouse(worker, queues, cardinality(v_picked) = max_tasks);
+    perform tasklib._rouse(worker, queues, v_picked[max_tasks]);
+  end if;
+  -- once in 4096 positions
+  if v_picked[1].pos / 4096 <> v_picked[cardinality(v_picked)].pos / 4096 then
+    perform tasklib._follow(v_picked[1].lane, v_picked[1].pos);
   end if;
   return v_picked;
 end;
@@ -175,7 +182,7 @@ comment on function tasklib._admit(tasklib.ready[]) is
 -- A worker that took all it had room for passes the notification on while there is more: so one task
 -- wakes one worker, and a thousand wake all. One that was called does so at once, for it may come again
 -- only when its tasks have ended.
-create or replace function tasklib._rouse(worker tasklib.worker, queues text[], is_full boolean)
+create or replace function tasklib._rouse(worker tasklib.worker, queues text[], last tasklib.ready)
   returns void
   language plpgsql
   volatile
@@ -184,25 +191,32 @@ as $$
 declare
   v_now timestamptz := clock_timestamp();
   v_queue text;
+  v_end bigint;
 begin
   if worker.asleep_until is not null then
     update tasklib.worker as sleeper set asleep_until = null where sleeper.id = _rouse.worker.id;
     -- it has answered the call: the next task is somebody else's
     perform setval('tasklib.notified_at', 0);
   end if;
-  if is_full and tasklib._sleeps_at(v_now) then
+  if last.task_id is not null and tasklib._sleeps_at(v_now) then
     foreach v_queue in array queues loop
+      v_end := tasklib._lane(v_queue, -3071);
       exit when not exists (
           select from tasklib.queue as settings where settings.name = v_queue and settings.paused)
-        and tasklib._first_lane(tasklib._lane(v_queue, 1024), tasklib._lane(v_queue, -3071),
-          _rouse.worker.types) is not null
+        -- not from the mark, where the claim has just walked over all that is gone
+        and case when last.lane between tasklib._lane(v_queue, 1024) and v_end
+          then exists (select from tasklib.ready
+            where (ready.lane, ready.pos) > (last.lane, last.pos) and ready.lane <= v_end
+              and (_rouse.worker.types is null or ready.type = any (_rouse.worker.types)))
+          else tasklib._first_lane(tasklib._lane(v_queue, 1024), v_end, _rouse.worker.types) is not null
+        end
         and tasklib._wake_some(v_queue, _rouse.worker.types, v_now);
     end loop;
   end if;
 end;
 $$;
-comment on function tasklib._rouse(tasklib.worker, text[], boolean) is
-  'Internal. The worker is awake: it took tasks. is_full: perhaps there is more than it has room for.';
+comment on function tasklib._rouse(tasklib.worker, text[], tasklib.ready) is
+  'Internal. The worker is awake: it took tasks. last: the last of them when it took all it had room for, so that there may be more.';
 
 create or replace function tasklib._check_queues(queues text[])
   returns void

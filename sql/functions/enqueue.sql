@@ -31,67 +31,42 @@ declare
     enqueue.scheduled_at, enqueue.max_retries, enqueue.timeout_seconds, enqueue.tags,
     enqueue.unique_key, enqueue.concurrency_key, enqueue.headers, enqueue.unique_until,
     enqueue.backoff);
-  v_task tasklib.enqueued;
-begin
-  if enqueue.delay is null and enqueue.scheduled_at is null and enqueue.tags is null
-    and enqueue.unique_key is null
-  then
-    return tasklib._insert_task(v_spec, enqueue.caller);
-  end if;
-
-  select made.id, made.created into v_task
-  from tasklib._insert_tasks(array[v_spec], false, enqueue.caller) as made;
-  if not v_task.created then
-    raise notice 'task % holds unique_key %: nothing was enqueued', v_task.id,
-      tasklib._shown(enqueue.unique_key);
-  end if;
-  return v_task.id;
-end;
-$$;
-comment on function tasklib.enqueue(
-  text, jsonb, text, int, interval, timestamptz, int, float8, jsonb, text, text, jsonb, text, jsonb,
-  tasklib.caller
-) is
-  'Insert one task in the caller''s transaction and return its id; the task exists when that transaction commits. An option left out (or null) is taken from the defaults that a worker registered for the name, when it is needed. When an unfinished task of the queue holds unique_key, nothing is inserted and its id is returned with a notice. Errors: TL001 invalid argument, TL002 limit exceeded, TL012 a rule does not allow it, TL013 limit of the role, TL014 its backlog is full.';
-
--- One task that can go at once: what nearly every call of enqueue is. It does what _insert_tasks does, in
--- statements so plain that they take a third of the time; everything else goes there.
-create or replace function tasklib._insert_task(spec tasklib.task_spec, caller text)
-  returns uuid
-  language plpgsql
-  volatile
-  set search_path = pg_catalog, pg_temp
-as $$
-declare
   v_now timestamptz := clock_timestamp();
   v_known record;
   v_id uuid;
   v_key bigint;
   v_place tid;
 begin
-  if tasklib._is_plain(spec) is not true then
-    perform tasklib._check_spec(spec, null);
+  if enqueue.delay is not null or enqueue.scheduled_at is not null or enqueue.tags is not null
+    or enqueue.unique_key is not null
+  then
+    return tasklib._enqueue_with_more(v_spec, enqueue.caller);
   end if;
-  select coalesce(known.type, tasklib._type_of(spec.name)) as type,
-    coalesce(spec.queue, known.queue, 'default') as queue,
-    coalesce(spec.priority, known.priority, 0) as priority,
+
+  if tasklib._is_plain(v_spec) is not true then
+    perform tasklib._check_spec(v_spec, null);
+  end if;
+  select coalesce(known.type, tasklib._type_of(enqueue.name)) as type,
+    coalesce(enqueue.queue, known.queue, 'default') as queue,
+    coalesce(enqueue.priority, known.priority, 0) as priority,
     known.type is not null or exists (select from tasklib.task_type where task_type.type = 0) as is_known,
     config.shard, config.enqueue_ruled,
-    (select last_value from tasklib.asleep_until) as asleep_until
+    (select last_value from tasklib.asleep_until) as asleep_until,
+    (select last_value from tasklib.offer) as offer
     into v_known
-  from tasklib.config left join tasklib.task_type as known on known.name = spec.name;
+  from tasklib.config left join tasklib.task_type as known on known.name = enqueue.name;
   if v_known.enqueue_ruled then
-    perform tasklib._check_enqueue(array[spec], caller, false);
+    perform tasklib._check_enqueue(array[v_spec], enqueue.caller, false);
   end if;
-  v_id := tasklib._new_id(v_known.shard, v_now);
 
+  v_id := tasklib._new_id(v_known.shard, v_now);
   insert into tasklib.task (id, type, created_at, timeout_seconds, priority, max_retries, queue_given,
     priority_given, name, queue, enqueued_by, kwargs, headers, backoff, concurrency_key)
-  values (v_id, v_known.type, v_now, spec.timeout_seconds, v_known.priority, spec.max_retries,
-    spec.queue is not null, spec.priority is not null, spec.name, v_known.queue, caller,
-    spec.kwargs, spec.headers, spec.backoff, spec.concurrency_key)
+  values (v_id, v_known.type, v_now, enqueue.timeout_seconds, v_known.priority, enqueue.max_retries,
+    enqueue.queue is not null, enqueue.priority is not null, enqueue.name, v_known.queue, enqueue.caller,
+    enqueue.kwargs, enqueue.headers, enqueue.backoff, enqueue.concurrency_key)
   returning task.ctid into v_place;
-  v_key := tasklib._key(v_known.queue, spec.concurrency_key);
+  v_key := tasklib._key(v_known.queue, enqueue.concurrency_key);
   -- the body has taken the transaction id, the plan takes the lock on ready: both before the position
   if v_known.is_known then
     insert into tasklib.ready (task_id, lane, type, attempt, place, key)
@@ -100,14 +75,42 @@ begin
     insert into tasklib.parked (type, task_id, attempt, key) values (v_known.type, v_id, 0, v_key);
   end if;
 
-  if v_known.asleep_until > tasklib._milliseconds(v_now) then
+  if v_known.asleep_until > tasklib._milliseconds(v_now)
+    and not (v_known.offer > 0 and v_known.is_known and tasklib._note_handover(v_id, v_known.type,
+      v_known.queue, v_key, enqueue.kwargs, enqueue.headers))
+  then
     perform tasklib._wake_some(v_known.queue, array[v_known.type], v_now);
   end if;
   return v_id;
 end;
 $$;
-comment on function tasklib._insert_task(tasklib.task_spec, text) is
-  'Internal. Checks and inserts one task without unique key, tags and time.';
+comment on function tasklib.enqueue(
+  text, jsonb, text, int, interval, timestamptz, int, float8, jsonb, text, text, jsonb, text, jsonb,
+  tasklib.caller
+) is
+  'Insert one task in the caller''s transaction and return its id; the task exists when that transaction commits. An option left out (or null) is taken from the defaults that a worker registered for the name, when it is needed. When an unfinished task of the queue holds unique_key, nothing is inserted and its id is returned with a notice. Errors: TL001 invalid argument, TL002 limit exceeded, TL012 a rule does not allow it, TL013 limit of the role, TL014 its backlog is full.';
+
+-- A task without time, tags and unique key, which is what nearly every call of enqueue brings, is inserted
+-- by enqueue itself, in statements so plain that they take a third of the time.
+create or replace function tasklib._enqueue_with_more(spec tasklib.task_spec, caller text)
+  returns uuid
+  language plpgsql
+  volatile
+  set search_path = pg_catalog, pg_temp
+as $$
+declare
+  v_task tasklib.enqueued;
+begin
+  select made.id, made.created into v_task from tasklib._insert_tasks(array[spec], false, caller) as made;
+  if not v_task.created then
+    raise notice 'task % holds unique_key %: nothing was enqueued', v_task.id,
+      tasklib._shown(spec.unique_key);
+  end if;
+  return v_task.id;
+end;
+$$;
+comment on function tasklib._enqueue_with_more(tasklib.task_spec, text) is
+  'Internal. What enqueue does for a task with a time, tags or a unique key.';
 
 -- Inlined as the functions of _hash.sql are, for the same reason.
 create or replace function tasklib._is_plain(spec tasklib.task_spec)
@@ -218,7 +221,8 @@ begin
     perform tasklib._insert_rest(v_ids, v_now, v_any_name);
   end if;
   if tasklib._sleeps_at(v_now) then
-    perform tasklib._wake_for(specs, v_now);
+    -- no lone task of this transaction goes before them
+    perform set_config('tasklib.handover', 'many', true), tasklib._wake_for(specs, v_now);
   end if;
   return query
     select coalesce(v_twins[n], v_ids[n]), v_twins is null or v_twins[n] is null

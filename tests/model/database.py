@@ -53,7 +53,8 @@ def empty(conn: Connection[Any]) -> None:
     )
     conn.execute(cast("LiteralString", ";".join(f"delete from tasklib.{t}" for (t,) in tables)))
     conn.execute("select tasklib.set_strict(false)")  # with the rules, what follows from them
-    conn.execute("select setval('tasklib.asleep_until', 0), setval('tasklib.notified_at', 0)")
+    flags = ("asleep_until", "notified_at", "offer")
+    conn.execute("select " + ", ".join(f"setval('tasklib.{flag}', 0)" for flag in flags))
     # marks move by 200 positions at least
     conn.execute("select setval('tasklib.position', last_value + 201) from tasklib.position")
     conn.execute("select tasklib.tick()")
@@ -84,6 +85,10 @@ def advance(conn: Connection[Any], seconds: float, *, silent: bool = False) -> N
     ]
     # what was proven by the clock
     moves.append("delete from tasklib.time_mark")
+    moves.append(
+        "select setval('tasklib.asleep_until',"
+        f" greatest(0, last_value - {seconds * 1000:.0f})) from tasklib.asleep_until"
+    )
     conn.execute(cast("LiteralString", ";".join(moves)))
 
 
@@ -144,6 +149,10 @@ select 'failure', task_id || ' ' || attempt, worker_id || ' ' || cause,
   case when retry_at is not null -- at most 5 years, without leap days
     then least(extract(epoch from retry_at - failed_at), 157680000) end
 from tasklib.failure
+union all
+select 'offer', last_value::text, null, null from tasklib.offer where last_value > 0
+union all
+select 'note', task_id::text, null, null from tasklib.handover
 """
 
 
@@ -189,6 +198,7 @@ def expected(model: Model) -> Picture:
     }
     times |= {("worker", str(w.id)): w.lease_until - model.now for w in model.live()}
     rest: set[tuple[Any, ...]] = {("worker", str(w.id), None, None) for w in model.live()}
+    rest |= {("offer", str(w.int >> 68), None, None) for w in [model.offer] if w is not None}
     rest |= {("unique", " ".join(key), str(task.id), None) for key, task in model.unique.items()}
     rest |= {("gate", " ".join(gate), str(task.id), None) for gate, task in model.gates.items()}
     rest |= {

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from functools import wraps
+from json import dumps, loads
 from typing import Any, ClassVar
 from uuid import UUID, uuid4
 
@@ -18,6 +20,7 @@ from model.database import call
 from model.model import DAY, Lease, Model, Refused, Task
 
 QUEUES = ["default", "mail", "bulk"]
+CHANNEL = "a_channel_that_the_machine_hears"
 NAMES = ["a", "b", "c", "d"]
 MINUTE = 60.0
 
@@ -59,6 +62,17 @@ def specs(draw: st.DrawFn) -> dict[str, Any]:
     return spec
 
 
+# What may be handed over: nothing of it makes a task other than plain.
+plain_specs = st.fixed_dictionaries(
+    {"name": names},
+    optional={
+        "queue": queues,
+        "priority": priorities,
+        "max_retries": max_retries,
+        "timeout_seconds": timeouts,
+        "kwargs": st.just({"to": 'a"\\'}),
+    },
+)
 _OPTIONS: dict[str, st.SearchStrategy[Any]] = {
     "queue": queues,
     "priority": priorities,
@@ -129,8 +143,16 @@ class QueueMachine(RuleBasedStateMachine):
     """One session."""
 
     conn: ClassVar[Connection[Any]]
+    heard: ClassVar[list[str]] = []
     steps: ClassVar[int] = 0
     examples: ClassVar[int] = 0
+    handed_over: ClassVar[int] = 0
+
+    @classmethod
+    def connect(cls, conn: Connection[Any]) -> None:
+        """Use a session, and hear in it what is handed over."""
+        cls.conn, cls.heard = conn, []  # an offer listens
+        conn.add_notify_handler(lambda heard: cls.heard.append(heard.payload))
 
     @initialize(types=task_types, batch=st.lists(specs(), min_size=2, max_size=6), most=which)
     def begin(self, types: list[Any] | None, batch: list[dict[str, Any]], most: int) -> None:
@@ -238,7 +260,111 @@ class QueueMachine(RuleBasedStateMachine):
 
     @step(spec=specs())
     def enqueue(self, spec: dict[str, Any]) -> None:
-        self.enqueued([spec], "enqueue", lambda rows: [(rows[0][0], None)], **spec)
+        self.enqueue_alone([spec])
+
+    def enqueue_alone(
+        self, batch: list[dict[str, Any]], change: dict[str, Any] | None = None
+    ) -> None:
+        """Enqueue tasks by themselves in a transaction, change the first, and hear the commit."""
+        self.heard.clear()
+        with nullcontext() if len(batch) == 1 and change is None else self.conn.transaction():
+            found = [call(self.conn, "enqueue", **spec)[0][0] for spec in batch]
+            if change is not None:
+                function = "reschedule" if change else "cancel"
+                call(self.conn, function, id=found[0], **change)
+
+        def answer() -> tuple[list[UUID], list[Any]]:
+            model = self.model
+            told = [model.enqueue_one(i, spec) for i, spec in zip(found, batch, strict=True)]
+            if change:
+                model.reschedule(told[0], change)
+            elif change is not None:
+                model.cancel(told[0])
+            self.task_ids += [i for i in told if i not in self.task_ids]
+            task = model.commit()
+            return told, [] if task is None else [self.sent(task)]
+
+        _, sent = self.both(lambda: (found, [loads(text) for text in self.heard]), answer, tuple)
+        self.leases += [Lease(UUID(row[1]), UUID(row[0]), row[2]) for row in sent]
+        QueueMachine.handed_over += len(sent)
+
+    def sent(self, task: Task) -> list[Any]:
+        """Return what a worker is told of a task that is handed over to it."""
+        ((kwargs,),) = database.run(
+            self.conn,
+            "select %(kwargs)s::jsonb::text",
+            {"kwargs": dumps(task.given.get("kwargs", {}))},
+        )
+        option = self.model.option
+        return [
+            *(str(task.worker), str(task.id), task.attempt, task.name, task.queue, kwargs),
+            *(0, option(task, "max_retries", 3), option(task, "timeout_seconds", None), None, None),
+        ]
+
+    @step(
+        index=which,
+        asked=st.permutations(QUEUES),
+        length=st.integers(2, 3),
+        max_wait=st.sampled_from([0.0, MINUTE, 2 * MINUTE, 10 * MINUTE, 10 * MINUTE]),
+        plain=plain_specs,
+        others=st.sampled_from([0, 0, 0, 1]).flatmap(
+            lambda most: st.lists(st.one_of(plain_specs, specs()), max_size=most)
+        ),
+        change=st.sampled_from(
+            [
+                *[None] * 12,
+                {},
+                {"delay": 0.0},
+                {"delay": MINUTE},
+                {"queue": "mail"},
+                {"priority": 1},
+            ]
+        ),
+        keeps=st.sampled_from([True, True, False]),
+    )
+    def hand_over(
+        self,
+        index: int,
+        asked: list[str],
+        length: int,
+        max_wait: float,
+        plain: dict[str, Any],
+        others: list[dict[str, Any]],
+        change: dict[str, Any] | None,
+        keeps: bool,
+    ) -> None:
+        """Let a worker offer to take a task, and enqueue one: it goes to it, if all is well."""
+        self.lie_down(self.worker_id(index), asked[:length], max_wait, keeps)
+        self.same()
+        if index % 7 == 0:
+            self.advance(seconds=[1, 2, 5][index % 3] * MINUTE, silent=False)
+        if index % 5 == 0:
+            self.roll_back([plain, *others])
+        self.enqueue_alone([plain, *others], change)
+
+    @step(index=which, asked=st.permutations(QUEUES), length=st.integers(1, 3), max_wait=minutes)
+    def offer(self, index: int, asked: list[str], length: int, max_wait: float) -> None:
+        worker_id, is_even = self.worker_id(index), index % 2 == 0
+        self.lie_down(worker_id, asked[:length], max_wait, is_even, takes=index % 3 > 0)
+
+    @step(
+        plain=plain_specs,
+        others=st.lists(st.one_of(plain_specs, specs()), max_size=2),
+        is_first=st.booleans(),
+    )
+    def enqueue_some(
+        self, plain: dict[str, Any], others: list[dict[str, Any]], is_first: bool
+    ) -> None:
+        self.enqueue_alone([plain, *others] if is_first else [*others, plain])
+
+    def roll_back(self, batch: list[dict[str, Any]]) -> None:
+        """Enqueue what never was: nothing is left of it, not even a word."""
+        self.heard.clear()
+        with self.conn.transaction(force_rollback=True):
+            for spec in batch:
+                call(self.conn, "enqueue", **spec)
+        assert self.heard == []
+        self.same()
 
     @step(batch=st.lists(specs(), min_size=1, max_size=6))
     def enqueue_many(self, batch: list[dict[str, Any]]) -> None:
@@ -248,24 +374,14 @@ class QueueMachine(RuleBasedStateMachine):
             | ({"delay": max(0, spec["scheduled_at"])} if "scheduled_at" in spec else {})
             for spec in batch
         ]
-        self.enqueued(batch, "enqueue_many", list, tasks=batch)
+        # the model uses the ids that it cannot know
+        found = call(self.conn, "enqueue_many", tasks=batch)
 
-    def enqueued(
-        self,
-        batch: list[dict[str, Any]],
-        function: str,
-        read: Callable[[Any], list[tuple[UUID, bool | None]]],
-        **arguments: Any,
-    ) -> None:
-        """Enqueue, and let the model use the ids that it cannot know."""
-        found = read(call(self.conn, function, **arguments))
-
-        def answer() -> list[tuple[UUID, bool | None]]:
+        def answer() -> list[tuple[UUID, bool]]:
             model = self.model
             told = [model.enqueue(i, spec) for (i, _), spec in zip(found, batch, strict=True)]
             self.task_ids += [task_id for task_id, created in told if created]
-            created = [None if function == "enqueue" else new for _, new in told]
-            return list(zip((task_id for task_id, _ in told), created, strict=True))
+            return told
 
         self.both(lambda: found, answer, list)
 
@@ -417,15 +533,41 @@ class QueueMachine(RuleBasedStateMachine):
 
     @step(index=which, max_wait=minutes, for_long=st.booleans())
     def idle(self, index: int, max_wait: float, for_long: bool) -> None:
-        worker_id = self.worker_id(index)
+        self.go_to_sleep(self.worker_id(index), QUEUES[index % 3 :], max_wait, for_long)
+
+    def lie_down(
+        self,
+        worker_id: UUID,
+        asked: Sequence[str],
+        max_wait: float,
+        for_long: bool,
+        *,
+        takes: bool = True,
+    ) -> None:
+        """Go to sleep and offer to take a task."""
+        self.go_to_sleep(worker_id, asked, max_wait, for_long)
+        self.same()
+        self.ask(
+            "offer",
+            lambda: self.model.make_offer(worker_id, asked, takes=takes),
+            read=lambda rows: None,
+            worker_id=worker_id,
+            queues=list(asked),
+            channel=CHANNEL if takes else None,
+        )
+
+    def go_to_sleep(
+        self, worker_id: UUID, asked: Sequence[str], max_wait: float, for_long: bool
+    ) -> None:
         self.settle()
         found: list[float] = []
         predicted: list[float] = []
         self.ask(
             "idle",
-            lambda: predicted.append(self.model.idle(worker_id, max_wait, for_long)),
+            lambda: predicted.append(self.model.idle(worker_id, asked, max_wait, for_long)),
             read=lambda rows: found.append(rows[0][0]),
             worker_id=worker_id,
+            queues=list(asked),
             max_wait=max_wait,
             for_long=for_long,
         )

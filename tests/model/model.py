@@ -100,6 +100,8 @@ class Worker:
     lease: float
     lease_until: float
     names: frozenset[str] | None
+    queues: Sequence[str] = ()  # for which it takes what is handed over
+    offers: bool = False
     graced: bool = False
     lost: bool = False
     cleared_at: float | None = None
@@ -132,6 +134,10 @@ class Model:
         self.gates: dict[tuple[str, str], Task] = {}
         self.last_gate: int | None = None  # of those that the transaction under way has made
         self.unique: dict[tuple[str, str], Task] = {}
+        self.asleep_until = 0.0
+        self.offer: UUID | None = None  # of the worker that takes the next lone task
+        self.note: Task | None = None  # what the commit is to hand over
+        self.is_alone = True  # in its transaction
 
     # -- looking
 
@@ -184,6 +190,41 @@ class Model:
         self.now += seconds
 
     # -- enqueue
+
+    def enqueue_one(self, task_id: UUID, spec: dict[str, Any]) -> UUID:
+        """Take a task by itself: a plain one that stays alone may be handed over."""
+        told, _ = self.enqueue(task_id, spec)
+        if self.asleep_until <= self.now:
+            return told
+        if spec.keys() & _MORE:
+            self.is_alone = False
+        elif self.offer is not None and self.known(spec["name"]):
+            if self.note is None and self.is_alone and "concurrency_key" not in spec:
+                self.note = self.tasks[told]
+            else:
+                self.is_alone = False
+        return told
+
+    def commit(self) -> Task | None:
+        """Hand over what is noted, if it still waits and a worker offers to take it; return it."""
+        task, is_alone = self.note, self.is_alone
+        self.note, self.is_alone = None, True
+        if task is None or not is_alone or task.place != "ready" or self.offer is None:
+            return None
+        worker = self.workers.get(self.offer)
+        if (
+            worker is None
+            or worker.lost
+            or worker.lease_until <= self.now + worker.lease / 2
+            or not worker.offers
+            or task.queue not in worker.queues
+            or not worker.knows(task.name)
+            or self.setting(task.queue).paused
+        ):
+            return None
+        self.offer = None
+        self.start(task, worker.id)
+        return task
 
     def enqueue(self, task_id: UUID, spec: dict[str, Any]) -> tuple[UUID, bool]:
         """Take one task; return whose id the caller gets, and whether it is new."""
@@ -271,15 +312,28 @@ class Model:
             key=lambda task: task.spot,
         )
 
-    def idle(self, worker_id: UUID, max_wait: float, for_long: bool) -> float:
+    def idle(
+        self, worker_id: UUID, queues: Sequence[str], max_wait: float, for_long: bool
+    ) -> float:
         worker = self.registration(worker_id)
         self.renew_late(worker)
         self.keep_house(look_again=False)
         if for_long:
             worker.lease_until, worker.graced = self.now + worker.lease, False
+            worker.queues = queues
+        self.asleep_until = max(self.asleep_until, self.now + max_wait)
         times = [self.now + max_wait, *(task.run_at for task in self.at("delayed"))]
         times += [other.lease_until for other in self.live()]
         return max(0.0, min(times) - self.now)
+
+    def make_offer(self, worker_id: UUID, queues: Sequence[str], *, takes: bool) -> None:
+        """Offer to take the next lone task, or take that back."""
+        worker = self.registration(worker_id)
+        worker.queues, worker.offers = queues, takes
+        if takes:
+            self.offer = worker_id
+        elif self.offer == worker_id:
+            self.offer = None
 
     # -- claim
 
@@ -292,16 +346,21 @@ class Model:
         picked = self.pick(worker, queues, most)
         if not picked and self.keep_house(look_again=True):
             picked = self.pick(worker, queues, most)
+        if picked and self.offer == worker_id:
+            self.offer = None
         for task in picked:
-            timeout = self.option(task, "timeout_seconds", None)
-            task.place, task.worker, task.attempt = "running", worker_id, task.attempt + 1
-            task.holds_key = False
-            task.deadline = None if timeout is None else self.now + timeout
+            self.start(task, worker_id)
             if task.given.get("unique_until") == "started":
                 self.free_unique(task)
         if picked and len(picked) < most and kept_house:
             self.keep_house(look_again=False)
         return picked
+
+    def start(self, task: Task, worker_id: UUID) -> None:
+        timeout = self.option(task, "timeout_seconds", None)
+        task.place, task.worker, task.attempt = "running", worker_id, task.attempt + 1
+        task.holds_key = False
+        task.deadline = None if timeout is None else self.now + timeout
 
     def pick(self, worker: Worker, queues: Sequence[str], most: int) -> list[Task]:
         """Go by priority, then the order of the queues asked for, then turn."""
@@ -594,6 +653,8 @@ class Model:
             run_at = task.run_at
         reason = "d" if later is not None else task.reason
         self.withdraw(task)
+        if self.note is task:
+            self.note = None
         self.reroute(task, queue, change.get("priority", task.priority))
         task.given = {**task.given, **{k: v for k, v in change.items() if k in _ROUTES}}
         if run_at > self.now:
@@ -782,6 +843,7 @@ class Model:
 
 
 _ROUTES = ("queue", "priority")
+_MORE = {"delay", "scheduled_at", "tags", "unique_key"}  # with which a task is no lone one
 
 
 def is_completed(outcome: dict[str, Any]) -> bool:

@@ -32,7 +32,7 @@ def connected(url: str) -> Generator[None]:
     """Give the machines their sessions, on a database that nobody else uses."""
     with ExitStack() as stack:
         for machine in MACHINES.values():
-            machine.conn = stack.enter_context(psycopg.connect(url, autocommit=True))
+            machine.connect(stack.enter_context(psycopg.connect(url, autocommit=True)))
         SessionsMachine.conns = [
             stack.enter_context(
                 psycopg.connect(url, autocommit=True, options="-c lock_timeout=40ms")

@@ -27,6 +27,7 @@ SESSIONS = 3
 WORKERS = 2
 QUEUES = ["default", "mail"]
 KEYED = "keyed"
+CHANNEL = "a_channel_that_nobody_looks_at__"
 HOUR = 3600.0
 READ_COMMITTED, REPEATABLE_READ, SERIALIZABLE = (
     "read committed",
@@ -45,6 +46,10 @@ specs = st.fixed_dictionaries(
         "unique_key": st.sampled_from(["u1", "u2"]),
         "unique_until": st.sampled_from(["finished", "started"]),
     },
+)
+plain_specs = st.fixed_dictionaries(
+    {"name": st.sampled_from(["a", "b"]), "queue": st.sampled_from(["default", *QUEUES])},
+    optional={"priority": st.integers(0, 1)},
 )
 endings = st.sampled_from(["completed", "completed", "failed", "lost", "released", "snoozed"])
 
@@ -72,6 +77,8 @@ class Transaction:
     writes: dict[Any, Any] = field(default_factory=dict[Any, Any])
     locks: set[Any] = field(default_factory=set[Any])
     keyed: bool = False
+    note: tuple[UUID, Row] | None = None  # what the commit is to hand over
+    is_alone: bool = True  # in this transaction
 
 
 class Store:
@@ -147,6 +154,12 @@ class SessionsMachine(RuleBasedStateMachine):
     conns: ClassVar[list[Connection[Any]]]
     steps: ClassVar[int] = 0
     examples: ClassVar[int] = 0
+    handed_over: ClassVar[int] = 0
+
+    @classmethod
+    def connect(cls, conn: Connection[Any]) -> None:
+        """Use a session to look at what is committed."""
+        cls.conn = conn
 
     @initialize()
     def begin_example(self) -> None:
@@ -165,6 +178,18 @@ class SessionsMachine(RuleBasedStateMachine):
             call(self.conn, "register_worker", task_types=["a", "b"], lease=HOUR)[0][0]
             for _ in range(WORKERS)
         ]
+        for worker_id in self.workers:
+            # from now on an offer writes nothing but its flag
+            call(self.conn, "idle", worker_id=worker_id, max_wait=HOUR)
+            self.make_offer(worker_id)
+
+    def make_offer(self, worker_id: UUID) -> None:
+        call(self.conn, "offer", worker_id=worker_id, queues=QUEUES, channel=CHANNEL)
+
+    def offered(self) -> UUID | None:
+        """Return which worker takes the next lone task: a flag that no transaction takes back."""
+        ((number,),) = run(self.conn, "select last_value from tasklib.offer")
+        return {worker_id.int >> 68: worker_id for worker_id in self.workers}.get(number)
 
     # -- both sides
 
@@ -179,6 +204,7 @@ class SessionsMachine(RuleBasedStateMachine):
         type(self).steps += 1
         conn, tx = self.conns[session], self.open[session] or Transaction()
         self.store.statement(tx)
+        offered = self.offered()
         try:
             found = ask(conn)
         except psycopg.Error as error:
@@ -202,8 +228,20 @@ class SessionsMachine(RuleBasedStateMachine):
             self.end_transaction(session, commit=False)
             return None
         if self.open[session] is None:
+            self.hand_over(tx, offered)
             self.store.commit(tx)
         return found
+
+    def hand_over(self, tx: Transaction, offered: UUID | None) -> None:
+        """Let the worker that offered to take a task have what is noted, unless it was changed."""
+        if tx.note is None or not tx.is_alone or offered is None or tx.level != READ_COMMITTED:
+            return
+        task_id, row = tx.note
+        if tx.writes.get(task_id) is row:
+            tx.writes[task_id] = replace(row, place="running", worker=offered, attempt=1)
+            self.leases.append(Lease(task_id, offered, 1))
+            assert self.offered() is None
+            SessionsMachine.handed_over += 1
 
     def end_transaction(self, session: int, *, commit: bool) -> None:
         tx, conn = self.open[session], self.conns[session]
@@ -211,6 +249,7 @@ class SessionsMachine(RuleBasedStateMachine):
             return
         self.open[session] = None
         self.store.open.remove(tx)
+        offered = self.offered()
         try:
             run(conn, "commit" if commit else "rollback")
         except psycopg.Error as error:
@@ -218,6 +257,7 @@ class SessionsMachine(RuleBasedStateMachine):
                 raise
             commit = False
         if commit:
+            self.hand_over(tx, offered)
             self.store.commit(tx)
 
     @invariant()
@@ -283,6 +323,7 @@ class SessionsMachine(RuleBasedStateMachine):
             return made
 
         def answer(tx: Transaction) -> list[tuple[UUID, bool]]:
+            tx.is_alone = False
             ids = [i if new else uuid4() for i, new in made] or [uuid4() for _ in batch]
             twins: dict[int, UUID] = {}
             keyed = [n for n, spec in enumerate(batch) if "unique_key" in spec]
@@ -299,12 +340,45 @@ class SessionsMachine(RuleBasedStateMachine):
 
         self.step(session, ask, answer)
 
+    @rule(session=sessions, worker=workers, spec=plain_specs, offers=st.sampled_from([1, 1, 0]))
+    def enqueue_alone(self, session: int, worker: int, spec: dict[str, Any], offers: int) -> None:
+        """Enqueue what the commit hands over, if a worker has offered to take it."""
+        if offers:
+            self.make_offer(self.workers[worker])
+        made: list[UUID] = []
+        offered = self.offered()
+
+        def answer(tx: Transaction) -> UUID:
+            row = Row(spec["queue"], spec.get("priority", 0), next(self.turns), spec)
+            tx.writes[made[0]] = row
+            self.task_ids.append(made[0])
+            if offered is not None:
+                if tx.note is None:
+                    tx.note = made[0], row
+                else:
+                    tx.is_alone = False
+            return made[0]
+
+        def ask(conn: Connection[Any]) -> UUID:
+            made.append(call(conn, "enqueue", **spec, max_retries=1000)[0][0])
+            return made[0]
+
+        self.step(session, ask, answer)
+
+    @rule(worker=workers)
+    def offer(self, worker: int) -> None:
+        type(self).steps += 1
+        self.make_offer(self.workers[worker])
+
     @rule(session=sessions, key=st.sampled_from(["k1", "k2"]), priority=st.integers(0, 1))
     def enqueue_keyed(self, session: int, key: str, priority: int) -> None:
         spec = {"name": "a", "queue": KEYED, "priority": priority, "concurrency_key": key}
         made: list[UUID] = []
 
+        offered = self.offered()
+
         def answer(tx: Transaction) -> UUID:
+            tx.is_alone = tx.is_alone and offered is None
             tx.writes[made[0]] = Row(KEYED, priority, next(self.turns), spec)
             self.task_ids.append(made[0])
             return made[0]
@@ -383,15 +457,15 @@ class SessionsMachine(RuleBasedStateMachine):
     def heartbeat(self, session: int, worker: int) -> None:
         worker_id = self.workers[worker]
 
-        def answer(tx: Transaction) -> set[UUID]:
+        def answer(tx: Transaction) -> list[UUID]:
             self.store.write(tx, worker_id, True)
             rows = self.store.tasks(tx).items()
             held = {what for what, row in rows if (row.place, row.worker) == ("running", worker_id)}
-            return {what for what in held if self.store.read(tx, ("asked", what))}
+            return sorted(what for what in held if self.store.read(tx, ("asked", what)))
 
         self.step(
             session,
-            lambda conn: {row[0] for row in call(conn, "heartbeat", worker_id=worker_id)},
+            lambda conn: sorted(row[0] for row in call(conn, "heartbeat", worker_id=worker_id)),
             answer,
         )
 
@@ -400,8 +474,7 @@ class SessionsMachine(RuleBasedStateMachine):
         worker_id = self.workers[worker]
 
         def answer(tx: Transaction) -> list[tuple[UUID, int]]:
-            if self.store.changed(tx, worker_id):
-                raise Refused(CONFLICTS)
+            # a heartbeat since the snapshot is no conflict: it leaves the key of the row alone
             rows = [(w, row) for w, row in self.store.tasks(tx).items() if row.place == "ready"]
             rows = [(what, row) for what, row in rows if row.queue in asked]
             rows.sort(
@@ -596,7 +669,9 @@ class SessionsMachine(RuleBasedStateMachine):
                 run(
                     conn,
                     "with free as (select from tasklib.housekeeping for update skip locked)"
-                    " update tasklib.horizon set at = at - interval '1 second'"
+                    # not to before the start of the server, which would begin all leases anew
+                    " update tasklib.horizon"
+                    " set at = greatest(at - interval '1 second', pg_postmaster_start_time())"
                     " where exists (select from free)",
                 )
             if busy:

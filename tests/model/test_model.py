@@ -18,10 +18,13 @@ SHARDS = [("queue", n) for n in range(6)] + [("sessions", n) for n in range(2)]
 @pytest.mark.slow
 @pytest.mark.parametrize(("name", "shard"), SHARDS)
 def test_the_queue_does_what_its_model_does(database, name, shard):
+    machine = run.MACHINES[name]
+    before = machine.handed_over
     with run.connected(database):
         steps = run.run(name, SEED + shard, STEPS // len(SHARDS))
 
     assert steps >= STEPS // len(SHARDS)
+    assert machine.handed_over > before, "no commit handed a task over: nothing was compared"
 
 
 _RULES = "binds roles, and the model has one; tests/sql/test_rules.py"
@@ -42,6 +45,7 @@ COVERED = {
     "heartbeat": "queue, sessions",
     "idle": "queue",
     "list": "queue",
+    "offer": "queue, sessions",
     "pause": "queue",
     "purge": "queue",
     "register_worker": "queue",

@@ -1,4 +1,7 @@
-"""A worker that is called sends its claim at once, before it has come to itself."""
+"""A worker that is called sends its claim at once, before it has come to itself.
+
+It is called for what cannot be handed over to it: here, tasks with a tag.
+"""
 
 from __future__ import annotations
 
@@ -17,6 +20,7 @@ from tasklib import TaskQueue, TaskWorker, _calls, current_task
 from tasklib._calls import Call
 from tasklib._statements import PREPARE_AFTER, Statements
 from tasklib.errors import DatabaseUnavailable
+from tasklib.registry import TaskFunction
 from tasklib.worker.fetch import Fetcher
 from tasklib.worker.link import Link, NotSent
 from tasklib.worker.pace import Pace
@@ -137,10 +141,10 @@ def asking(monkeypatch: pytest.MonkeyPatch) -> Asking:
     return watch
 
 
-async def one_by_one(queue: TaskQueue, count: int) -> None:
+async def one_by_one(queue: TaskQueue, task: TaskFunction[..., Any], count: int) -> None:
     """Enqueue lone tasks, which ends with a claim that is prepared."""
     for _ in range(count):
-        task_id = await queue.enqueue("app.quick")
+        task_id = await queue.enqueue(task.options(tags={"by": "call"}))
         assert await queue.get_result(task_id, timeout=10)
         await asyncio.sleep(0.1)
 
@@ -160,9 +164,9 @@ async def test_what_ends_meanwhile_is_told_to_the_database(
 
     running(concurrency=3)
     task_id = await aqueue.enqueue(long)
-    await one_by_one(aqueue, PREPARE_AFTER + 2)
+    await one_by_one(aqueue, quick, PREPARE_AFTER + 2)
     rooms = asking(lambda _: may_end.set())
-    await one_by_one(aqueue, 2)
+    await one_by_one(aqueue, quick, 2)
     ended = await aqueue.get_result(task_id, timeout=5)
 
     assert rooms
@@ -195,9 +199,9 @@ async def test_what_was_handed_out_to_nobody_is_given_back_and_run_once(
         attempts.append(current_task().attempt)
 
     worker = running()
-    await one_by_one(aqueue, PREPARE_AFTER + 2)
+    await one_by_one(aqueue, quick, PREPARE_AFTER + 2)
     rooms = asking(lambda fetcher: harm(worker, fetcher) if len(rooms) == 1 else None)
-    await one_by_one(aqueue, 1)
+    await one_by_one(aqueue, quick, 1)
 
     assert rooms
     assert attempts == [1] * (PREPARE_AFTER + 2) + [2]
@@ -212,9 +216,9 @@ async def test_a_worker_that_is_stopped_meanwhile_gives_back_what_comes(
     worker = aqueue.worker(handle_signals=False)
     run = asyncio.create_task(worker.run())
     await asyncio.sleep(0.5)
-    await one_by_one(aqueue, PREPARE_AFTER + 2)
+    await one_by_one(aqueue, quick, PREPARE_AFTER + 2)
     rooms = asking(lambda _: worker.request_stop())
-    task_id = await aqueue.enqueue(quick)
+    task_id = await aqueue.enqueue(quick.options(tags={"by": "call"}))
     await run
     left = await aqueue.get_task(task_id)
 
@@ -231,9 +235,9 @@ async def test_a_claim_that_has_to_say_that_the_worker_sleeps_is_not_sent_ahead(
     async def quick() -> None: ...
 
     running()
-    await one_by_one(aqueue, PREPARE_AFTER + 2)
+    await one_by_one(aqueue, quick, PREPARE_AFTER + 2)
     rooms = asking(lambda _: None)
-    monkeypatch.setattr(Pace, "goes_to_sleep", lambda *_: True)
-    await one_by_one(aqueue, 2)
+    monkeypatch.setattr(Pace, "goes_to_sleep", lambda *_, **__: True)
+    await one_by_one(aqueue, quick, 2)
 
     assert not rooms

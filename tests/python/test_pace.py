@@ -218,3 +218,24 @@ def test_large_arguments_are_not_piled_up() -> None:
     load.claimed(1_000_000)
 
     assert load.ahead(10, 0) == 4
+
+
+def test_what_was_handed_over_is_a_trickle() -> None:
+    idler = Idler()
+    idler.look()
+    idler.pace.handed_over(idler.now)
+
+    assert idler.pace.is_trickle
+
+
+def test_who_could_be_handed_a_task_says_so_once() -> None:
+    idler = Idler()
+    idler.look()
+    assert not idler.pace.goes_to_sleep(idler.now)
+    assert idler.pace.goes_to_sleep(idler.now, may_offer=True)
+
+    idler.pace.found_nothing(idler.now, 18.0, is_listed=False, has_offered=True)
+    assert not idler.pace.goes_to_sleep(idler.now, may_offer=True)
+    idler.pace.found_enough(idler.now)
+    idler.look()
+    assert idler.pace.goes_to_sleep(idler.now, may_offer=True)

@@ -88,6 +88,54 @@ def test_the_mark_moves_while_another_transaction_writes_elsewhere(conn, make_co
     assert sweep(conn) == 0
 
 
+def drain_without_ticks(conn, worker, count):
+    """Let tasks pass while somebody else keeps house, and is not at it."""
+    while count:
+        finish(conn, worker, claim(conn, worker, min(500, count)))
+        count -= min(500, count)
+
+
+def test_the_mark_of_a_fast_queue_moves_between_ticks(conn, make_conn, worker):
+    reader = make_conn()
+    run(reader, "begin isolation level repeatable read")
+    run(reader, "select from tasklib.tasks")
+    enqueue_many(conn, *[{"name": "t"}] * 10000)
+    enqueue_many(conn, *[{"name": "t"}] * 6000)
+    first = one(conn, "select min(pos) from tasklib.ready")
+    tick(conn)
+    drain_without_ticks(conn, worker, 15000)
+
+    assert low(conn) - first > 8000
+    assert sweep(conn) == 0
+    assert len(claim(conn, worker, 10000)) == 1000
+
+
+def test_the_mark_that_follows_a_claim_does_not_pass_an_open_transaction(conn, make_conn, worker):
+    enqueue_many(conn, *[{"name": "t"}] * 100)
+    producer = make_conn()
+    run(producer, "begin")
+    late = enqueue(producer)
+    enqueue_many(conn, *[{"name": "t"}] * 10000)
+    enqueue_many(conn, *[{"name": "t"}] * 3000)
+    tick(conn)
+    drain_without_ticks(conn, worker, 13100)
+    run(producer, "commit")
+
+    assert claim_one(conn, worker).id == late
+    assert sweep(conn) == 0
+
+
+def test_a_claim_that_is_rolled_back_takes_its_mark_along(conn, worker):
+    enqueue_many(conn, *[{"name": "t"}] * 10000)
+    tick(conn)
+    drain_without_ticks(conn, worker, 3500)
+    with transaction(conn, commit=False):
+        assert len(claim(conn, worker, 6000)) == 6000
+
+    assert len(claim(conn, worker, 10000)) == 6500
+    assert sweep(conn) == 0
+
+
 @pytest.mark.parametrize("is_first", [True, False])
 def test_the_mark_does_not_pass_a_transaction_that_enqueues(conn, make_conn, worker, is_first):
     producer = make_conn()

@@ -29,7 +29,8 @@ from tasklib._migrate import install_script, migrate
 
 PRODUCER = {"enqueue", "enqueue_many", "get", "list", "cancel", "retry", "reschedule"}
 WORKER = {
-    *("register_worker", "heartbeat", "cancel_requests", "claim", "idle", "complete", "fail"),
+    *("register_worker", "heartbeat", "cancel_requests", "claim", "idle", "offer", "complete"),
+    "fail",
     *("finish", "release", "snooze", "set_progress", "deregister_worker", "tick", "sweep"),
 }
 ADMIN = {
@@ -206,6 +207,7 @@ def test_one_workers_role_cannot_use_another_roles_worker(conn, person):
             "heartbeat": {"worker_id": worker},
             "claim": {"worker_id": worker},
             "idle": {"worker_id": worker},
+            "offer": {"worker_id": worker},
             "complete": lease,
             "fail": lease,
             "snooze": {**lease, "delay": "1 s"},

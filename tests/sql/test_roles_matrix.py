@@ -26,6 +26,7 @@ CALLS = {
     "cancel_requests": "select count(*) from tasklib.cancel_requests('{worker}')",
     "claim": "select id from tasklib.claim('{worker}', '{{{queue}}}')",
     "idle": "select tasklib.idle('{worker}', '{{{queue}}}')",
+    "offer": "select tasklib.offer('{worker}', '{{{queue}}}')",
     "complete": "select tasklib.complete('{held}', '{worker}', 1)",
     "fail": "select * from tasklib.fail('{held}', '{worker}', 1)",
     "finish": "select * from tasklib.finish('{worker}', '{{{held}}}', '{{1}}')",
@@ -60,7 +61,7 @@ EXPECTED: dict[str, dict[str, tuple[str, str]]] = {
     "tasklib_worker": {
         **dict.fromkeys(("register_worker",), ADMITTED),
         **dict.fromkeys(("heartbeat", "complete", "fail", "finish", "release"), LEASED),
-        **dict.fromkeys(("snooze", "set_progress", "deregister_worker", "idle"), LEASED),
+        **dict.fromkeys(("snooze", "set_progress", "deregister_worker", "idle", "offer"), LEASED),
         **dict.fromkeys(("claim",), LEASED),
         # ids, and of those that shall be cancelled only
         **dict.fromkeys(("cancel_requests", "tick", "sweep", "shard_of", "version"), YES),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -61,6 +62,10 @@ class Unregistered(Exception):
         self.worker_id = worker_id
 
 
+class Unheard(Exception):
+    """What came by itself is treated as if it had not been heard."""
+
+
 @dataclass(frozen=True, slots=True)
 class Delivery:
     """The answer to a call, not yet looked into.
@@ -109,6 +114,7 @@ class Fetcher:
     ) -> None:
         self.look_now = False
         self.is_dry = False
+        self._offered_on: str | None = None
         self._has_ticked = False
         self._asked: Asked | None = None
         self._settings = settings
@@ -195,6 +201,8 @@ class Fetcher:
             worker_info(settings.queues, settings.concurrency),
         )
         worker_id = await self._link.persist(call, seconds)
+        self._offered_on = None
+        self._pace.found_enough(self._loop.time())  # nobody knows yet that this one sleeps
         self._board.register(worker_id)
         self._keeper.renewed(worker_id)
         log.info(
@@ -224,20 +232,29 @@ class Fetcher:
         if worker_id is None:
             await self.register()
             return None
+        if self._offered_on not in (None, self._link.channel):
+            self._finisher.put_back(batch)
+            await self._succeed(worker_id)
+            return None
         now = self._loop.time()
         is_planned = now >= self._pace.next_look
         idle = None
         if self._link.is_listening and asked is None:
+            runs_nothing = all(run.is_settled for run in self._board.runs)
+            channel = self._link.channel if runs_nothing else None
+            may_offer = channel is not None
             if batch and self._pace.is_trickle:
-                idle, is_planned = Idle(ARMED_SECONDS, for_long=False), True
-            elif is_planned and not batch and self._pace.goes_to_sleep(now):
-                idle = Idle(ARMED_SECONDS, for_long=self._pace.is_listed_next(now))
+                idle, is_planned = Idle(ARMED_SECONDS, for_long=False, channel=channel), True
+            elif is_planned and not batch and self._pace.goes_to_sleep(now, may_offer=may_offer):
+                idle = Idle(ARMED_SECONDS, self._pace.is_listed_next(now), channel)
         self.look_now = False
         if asked is not None:
             call = asked.call
         else:
             ended = as_ended(batch) if batch else None
             call = _worker_calls.exchange(worker_id, self._settings.queues, room, ended, idle)
+        if idle is not None and idle.channel is not None:
+            self._offered_on = idle.channel
         try:
             answer = await self._link.run(call)
         except WorkerNotRegistered as error:
@@ -255,7 +272,31 @@ class Fetcher:
             raise
         self._stats.claimed += len(answer.rows)
         await self._plan(answer, room, idle, is_planned=is_planned)
+        if self._offered_on not in (None, self._link.channel):
+            self.look_again()  # the connection broke just before, and the offer names that one
         return Delivery(worker_id, batch, answer)
+
+    def handed_over(self, payload: str) -> Delivery | None:
+        """Take a task that a commit handed over.
+
+        Returns:
+            As `fetch`; None when its registration has ended, and it was given back with it.
+
+        Raises:
+            Unheard: It is not to be run, but to be given back with the registration.
+        """
+        now = self._loop.time()
+        try:
+            worker_id, row = _worker_calls.handed_over(payload)
+        except (ValueError, TypeError) as error:
+            raise Unheard(f"what was handed over cannot be read ({error})") from error
+        if worker_id not in self._board.registrations:
+            return None
+        if now > self._pace.next_look + self._settings.config.lock_timeout_seconds / 2:
+            raise Unheard("this process was stopped for long, and the lease may have run out")
+        self._stats.claimed += 1
+        self._pace.handed_over(now)
+        return Delivery(worker_id, [], Exchanged([row]))
 
     def receive(self, delivery: Delivery) -> list[Run]:
         """Take in what a call brought: how the attempts of its batch ended, and new ones."""
@@ -265,6 +306,21 @@ class Fetcher:
         if claimed:
             self._load.claimed(max(len(task.kwargs) for task in claimed))
         return [self._board.add(task, delivery.worker_id, now) for task in claimed]
+
+    async def _succeed(self, worker_id: str) -> None:
+        """Register anew: a task may have been handed over to a connection that is no more.
+
+        It is unknown here: see `Board`.
+        """
+        try:
+            await self.register(0)
+        except Exception as error:
+            if not is_infrastructure(error):
+                raise
+            await self._link.rest(error)
+            return
+        with contextlib.suppress(WorkerNotRegistered):
+            await self._link.persist(_worker_calls.withdraw(worker_id), 0)
 
     async def _recover(self, error: Exception, batch: Batch) -> None:
         if is_infrastructure(error):
@@ -304,7 +360,8 @@ class Fetcher:
             self._pace.found_some(now, found)
         elif is_planned:
             is_listed = idle is not None and idle.for_long
-            self._pace.found_nothing(now, answer.wait, is_listed=is_listed)
+            has_offered = idle is not None and idle.channel is not None
+            self._pace.found_nothing(now, answer.wait, is_listed=is_listed, has_offered=has_offered)
 
     async def _keep_house(self, found: int) -> None:
         """Make due what is due: only a look after that tells that there is nothing."""

@@ -7,11 +7,11 @@ import logging
 import random
 from collections.abc import Callable, Generator
 from contextlib import contextmanager
+from secrets import token_hex
 from typing import Any, TypeVar
 from uuid import uuid4
 
 import psycopg
-from psycopg.pq.abc import PGconn
 
 from tasklib import _calls, _connections, _statements, _worker_calls
 from tasklib._calls import Call
@@ -67,9 +67,12 @@ class Link:
         application_name: What people see in ``pg_stat_activity``.
         on_notification: Called with the payload of every notification, once `listen` was called;
             with None when nothing is heard any more, as the connection broke.
+        on_handover: Called with what comes on `channel`.
 
     Attributes:
         is_listening: Whether a notification would be heard.
+        channel: The name of a channel for this connection alone, which nobody can guess; whoever
+            makes offers lets it listen there. None while nothing is heard.
     """
 
     def __init__(
@@ -77,11 +80,14 @@ class Link:
         config: Config,
         application_name: str,
         on_notification: Callable[[str | None], None] | None = None,
+        on_handover: Callable[[str], None] | None = None,
     ) -> None:
         self.is_listening = False
+        self.channel: str | None = None
         self._config = config
         self._name = application_name
         self._on_notification = on_notification if config.listen else None
+        self._on_handover = on_handover
         self._shall_listen = False
         self._session: Statements[AsyncConnection] | None = None
         self._lock = asyncio.Lock()
@@ -98,7 +104,7 @@ class Link:
             yield
             return
         self._heard = session.pgconn.socket
-        loop.add_reader(self._heard, self._hear, session.pgconn)
+        loop.add_reader(self._heard, self._hear, session)
         try:
             yield
         finally:
@@ -183,6 +189,7 @@ class Link:
     def drop(self) -> None:
         """Close the connection without a word to the server."""
         self.is_listening = False
+        self.channel = None
         self._hear_no_more()
         if self._session is not None:
             self._session.pgconn.finish()
@@ -234,7 +241,10 @@ class Link:
                 raise
             log.warning("cannot listen (%s)", type(error).__name__)
         if self.is_listening:
-            connection.add_notify_handler(lambda heard: self._notified(heard.payload))
+            self.channel = f"tasklib_{token_hex(16)}"
+            connection.add_notify_handler(
+                lambda heard: self._notified(heard.channel, heard.payload)
+            )
         else:
             self._shall_listen = False  # the way to the server will be the same next time
             log.warning("no notification comes through a pooler: polling instead of listening")
@@ -258,8 +268,11 @@ class Link:
                 return True
         return False
 
-    def _notified(self, payload: str) -> None:
-        if self._on_notification is not None and not payload.startswith(PROBE):
+    def _notified(self, channel: str, payload: str) -> None:
+        if channel == self.channel:
+            if self._on_handover is not None:
+                self._on_handover(payload)
+        elif self._on_notification is not None and not payload.startswith(PROBE):
             self._on_notification(payload)
 
     def _hear_no_more(self) -> None:
@@ -268,13 +281,13 @@ class Link:
             asyncio.get_running_loop().remove_reader(self._heard)
             self._heard = None
 
-    def _hear(self, pgconn: PGconn) -> None:
+    def _hear(self, session: Statements[AsyncConnection]) -> None:
         try:
-            pgconn.consume_input()
+            session.pgconn.consume_input()
         except psycopg.OperationalError:
             self.drop()
             if self._on_notification is not None:
                 self._on_notification(None)
             return
-        while notification := pgconn.notifies():
-            self._notified(notification.extra.decode(errors="replace"))
+        for channel, payload in session.notifications():
+            self._notified(channel, payload)

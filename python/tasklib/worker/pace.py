@@ -35,12 +35,14 @@ class Pace:
         next_look: The loop's time before which nothing is claimed, unless something wakes it.
         gathers_until: The loop's time before which nothing is claimed or finished at all.
         is_trickle: Tasks come one by one: after each it goes to sleep again at once.
+        has_offered: The next lone task may be handed over to it.
     """
 
     def __init__(self) -> None:
         self.next_look = 0.0
         self.gathers_until = 0.0
         self.is_trickle = False
+        self.has_offered = False
         self._found_at = 0.0
         self._is_flood = False
         self._due = 0.0
@@ -50,14 +52,19 @@ class Pace:
         self._is_asleep = False
         self._is_called = False
 
-    def goes_to_sleep(self, now: float) -> bool:
+    def goes_to_sleep(self, now: float, *, may_offer: bool = False) -> bool:
         """Tell whether producers are to be told with a look now that this worker sleeps.
 
         The answer says when something is due next; so it is asked again when that time has come.
+
+        Args:
+            now: The loop's time.
+            may_offer: Whether this worker could be handed a task with it.
         """
         is_due = 0 < self._due <= now
         is_settled = self._looks == 0 or self._looks > len(SETTLING)
-        return not self._is_called and (is_due or is_settled)
+        has_news = may_offer and not self.has_offered
+        return not self._is_called and (is_due or is_settled or has_news)
 
     def is_listed_next(self, now: float) -> bool:
         """Tell whether a look now is to list it as asleep for long; seldom, as it writes a row."""
@@ -68,7 +75,7 @@ class Pace:
     def found_enough(self, now: float) -> None:
         """There may be more: look as soon as there is room."""
         self.next_look = now
-        self._is_flood = False
+        self._is_flood = self.has_offered = False
         self.is_trickle = self._is_asleep = self._is_called = False
         self._looks = 0
         self._listed_until = 0.0
@@ -84,14 +91,23 @@ class Pace:
         if self._is_flood and was_flood:  # twice: not at the end of a pile
             self.gathers_until = self.next_look = now + FLOOD_SECONDS
 
-    def found_nothing(self, now: float, wait: float | None, *, is_listed: bool) -> None:
+    def handed_over(self, now: float) -> None:
+        """Take a task that came by itself: it is what a look would have found."""
+        self._is_called = True
+        self.found_some(now, 1)
+
+    def found_nothing(
+        self, now: float, wait: float | None, *, is_listed: bool, has_offered: bool = False
+    ) -> None:
         """A look that was on the plan found nothing.
 
         Args:
             now: The loop's time.
             wait: Seconds until the next task is due, at most; None when that was not asked.
             is_listed: Whether it listed the worker as asleep.
+            has_offered: Whether it offered to take the next lone task.
         """
+        self.has_offered = self.has_offered or has_offered
         self.is_trickle = self._is_flood = False
         self._idle_since = min(self._idle_since, now)
         if self._is_called:

@@ -14,7 +14,7 @@ from tasklib.worker import outcome as ends
 from tasklib.worker.board import Board, tell_to_stop
 from tasklib.worker.context import Run
 from tasklib.worker.execute import Executor
-from tasklib.worker.fetch import Delivery, Fetcher, Settings, Unregistered
+from tasklib.worker.fetch import Delivery, Fetcher, Settings, Unheard, Unregistered
 from tasklib.worker.finish import Finisher, WorkerStats
 from tasklib.worker.keeper import Keeper
 from tasklib.worker.limits import Limits
@@ -51,7 +51,10 @@ class Shift:
         self._loop = asyncio.get_running_loop()
         self._wake = asyncio.Event()
         self._link = Link(
-            settings.config, "tasklib worker", None if settings.drain else self._notified
+            settings.config,
+            "tasklib worker",
+            None if settings.drain else self._notified,
+            self._handed_over,
         )
         self._board = Board()
         self._load = Load()
@@ -141,8 +144,7 @@ class Shift:
 
     def _room_to_claim(self) -> int:
         """Return how many tasks to claim; none while enough wait here, so that calls are few."""
-        slots = self._settings.concurrency
-        target = slots + self._ahead_allowed()
+        target = self._settings.concurrency + self._ahead_allowed()
         room = target - len(self._busy) - len(self._ahead) - self._incoming
         if (self._ahead or self._incoming) and room < min(target // 2, ENOUGH):
             return 0
@@ -388,6 +390,27 @@ class Shift:
             if not self._finisher and (room := self._room_now()):
                 self._fetcher.ask(room)
             self._wake.set()
+
+    def _handed_over(self, payload: str) -> None:
+        # It may come beside what a claim brings: where it had to wait for long, others are closer.
+        held = len(self._busy) + len(self._ahead) + self._incoming
+        fits = held < self._settings.concurrency + self._ahead_allowed()
+        try:
+            delivery = self._fetcher.handed_over(payload)
+        except Unheard as error:
+            log.warning("%s: registering anew", error)
+            self._link.drop()
+            self._fetcher.look_again()
+            self._wake.set()
+            return
+        if delivery is None:
+            return
+        if fits and self.limits.left(self._stats.claimed) >= 0:
+            self._incoming += 1
+            self._receive(delivery)
+        else:
+            for run in self._fetcher.receive(delivery):
+                self._settle(run, ends.RELEASED)
 
     def _cancel(self, task_ids: list[str]) -> None:
         for run in tell_to_stop(self._board.find(task_ids), "cancel"):
