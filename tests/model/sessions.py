@@ -458,6 +458,8 @@ class SessionsMachine(RuleBasedStateMachine):
         worker_id = self.workers[worker]
 
         def answer(tx: Transaction) -> list[UUID]:
+            if self.store.changed(tx, worker_id):
+                raise Refused(CONFLICTS)  # at once, also when yet another session has its row
             self.store.write(tx, worker_id, True)
             rows = self.store.tasks(tx).items()
             held = {what for what, row in rows if (row.place, row.worker) == ("running", worker_id)}
