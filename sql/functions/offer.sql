@@ -30,7 +30,8 @@ begin
       execute format('listen %I', offer.channel);
     end if;
   end if;
-  if channel is not null then
+  -- what rules have to be asked for is not handed over
+  if channel is not null and not v_worker.restricted then
     perform setval('tasklib.offer', tasklib._worker_number(offer.worker_id));
   else
     perform tasklib._withdraw_offer(offer.worker_id);

@@ -720,6 +720,8 @@ def test_a_worker_that_rules_restrict_is_handed_over_nothing(conn, listener, wor
     assert one(conn, "select restricted from tasklib.worker")
 
     stays(conn, listener, worker, enqueue(conn))
+    offer(conn, worker)
+    assert offered(conn) == 0
 
 
 def test_a_worker_that_was_registered_on_another_server_is_handed_over_nothing(
