@@ -196,17 +196,17 @@ def exchange(
     }
     if ended is not None:
         params |= ended.params
+    sleep = _AWAKE
     if idle is not None:
         params |= {"max_wait": idle.max_wait_seconds, "for_long": idle.for_long}
+        sleep = _IDLE
         if idle.channel is not None:
             params["channel"] = idle.channel
+            sleep = _IDLE_AND_OFFER
     if ended is None and idle is None:
         return Call(_CLAIM_ALONE, params, _claimed)
     finish = _NOTHING_ENDED if ended is None else _FINISH
-    sleep = _IDLE if params.get("channel") is None else _IDLE_AND_OFFER
-    return Call(
-        "with " + finish + "," + (_AWAKE if idle is None else sleep) + _CLAIM, params, _exchanged
-    )
+    return Call("with " + finish + "," + sleep + _CLAIM, params, _exchanged)
 
 
 def _array(texts: Sequence[str]) -> str:

@@ -8,13 +8,16 @@
 -- it, the task stays ready, and workers are notified as ever. A notification that is not heard is no loss:
 -- a worker whose connection breaks while it offers registers anew, and gives back what it does not know of.
 
--- The first 60 bits of the id.
+-- The flag offer has in its upper bits who offers, and in its last 20 bits from which queues (_queue_bits).
+-- An enqueue of another queue sees with one page read that the offer is not for it.
+
+-- The first 40 bits of the id, which are random. Should two workers have the same ones, either will do.
 create or replace function tasklib._worker_number(id uuid)
   returns bigint
   language sql
   immutable
 as $$
-  select ('x0' || pg_catalog.left(pg_catalog.replace(id::pg_catalog.text, '-', ''), 15))
+  select ('x000000' || pg_catalog.left(pg_catalog.replace(id::pg_catalog.text, '-', ''), 10))
     ::pg_catalog.bit(64)::pg_catalog.int8
 $$;
 comment on function tasklib._worker_number(uuid) is
@@ -25,7 +28,7 @@ create or replace function tasklib._first_worker(number bigint)
   language sql
   immutable
 as $$
-  select (pg_catalog.lpad(pg_catalog.to_hex(number), 15, '0') || '00000000000000000')::pg_catalog.uuid
+  select (pg_catalog.lpad(pg_catalog.to_hex(number), 10, '0') || '0000000000000000000000')::pg_catalog.uuid
 $$;
 comment on function tasklib._first_worker(bigint) is
   'Internal. The lower bound of worker ids with this number. Inlined.';
@@ -34,6 +37,7 @@ comment on function tasklib._first_worker(bigint) is
 -- another task, which may be the better one. Many notes would cost, too.
 create or replace function tasklib._note_handover(
   task_id uuid,
+  offer bigint,
   type bigint,
   queue text,
   key bigint,
@@ -46,6 +50,14 @@ create or replace function tasklib._note_handover(
   set search_path = pg_catalog, pg_temp
 as $$
 begin
+  -- to ask in vain would cost every such enqueue more than half of what it takes
+  if not exists (
+    select from tasklib.worker
+    where worker.id >= tasklib._first_worker(offer) and worker.id < tasklib._first_worker(offer + 1)
+      and (worker.types is null or _note_handover.type = any (worker.types)))
+  then
+    return false;
+  end if;
   -- A notification has 8000 bytes, and what is in quotes may take twice as many. Under other isolation
   -- levels a change of the worker's row, or of a page of an index, would be an error of the producer.
   if current_setting('tasklib.handover', true) <> ''
@@ -63,7 +75,7 @@ begin
   return true;
 end;
 $$;
-comment on function tasklib._note_handover(uuid, bigint, text, bigint, jsonb, jsonb) is
+comment on function tasklib._note_handover(uuid, bigint, bigint, text, bigint, jsonb, jsonb) is
   'Internal. Asks for a task to be handed over at the commit; false when it has to be claimed.';
 
 create or replace function tasklib._hand_to_sleeper()
@@ -85,7 +97,7 @@ begin
     and coalesce(left(current_query(), 64), '') !~* '^\s*set\s+constraints'
     and pg_try_advisory_xact_lock(tasklib._hash('tasklib.offer'))
   then
-    v_offer := (select last_value from tasklib.offer);
+    v_offer := (select last_value >> 20 from tasklib.offer);
   end if;
   if v_offer > 0 then
     with sleeper as materialized (
@@ -97,7 +109,7 @@ begin
         and new.queue = any (worker.queues) and (worker.types is null or new.type = any (worker.types))
         and not exists (select from tasklib.queue as settings
           where settings.name = new.queue and (settings.paused or not settings.notify))
-      for key share of worker skip locked
+      limit 1 for key share of worker skip locked
     ),
     -- not what was cancelled, put off or moved since
     waits as materialized (

@@ -4,19 +4,40 @@
 -- Each queue for itself: a busy one must not hush the others, whose workers do not come for its tasks.
 -- notified_at has in its upper bits when such 50 ms began, and in its last 20 bits who notified since, two
 -- of them for each queue. Two queues may have the same ones, but hardly ever, and not the next time.
+-- offer (_sleeper.sql) names queues in the same way.
 
 -- Inlined as the functions of _hash.sql are, for the same reason.
-create or replace function tasklib._queue_bits(queue text, began bigint)
+create or replace function tasklib._queue_bits(queue text, above bigint)
   returns bigint
   language sql
   immutable
 as $$
-  select (1::pg_catalog.int8 << ((pg_catalog.hashtextextended(queue, began) & 1048575) % 20)::pg_catalog.int4)
-    | (1::pg_catalog.int8 << (((pg_catalog.hashtextextended(queue, began) & 1048575) + 1
-      + (pg_catalog.hashtextextended(queue, began) & 1048575) / 20 % 19) % 20)::pg_catalog.int4)
+  select (1::pg_catalog.int8 << ((pg_catalog.hashtextextended(queue, above) & 1048575) % 20)::pg_catalog.int4)
+    | (1::pg_catalog.int8 << (((pg_catalog.hashtextextended(queue, above) & 1048575) + 1
+      + (pg_catalog.hashtextextended(queue, above) & 1048575) / 20 % 19) % 20)::pg_catalog.int4)
 $$;
 comment on function tasklib._queue_bits(text, bigint) is
-  'Internal. Which two of the last 20 bits of notified_at are those of a queue.';
+  'Internal. Which two of the last 20 bits are those of a queue, by what the bits above them say.';
+
+create or replace function tasklib._names(flags bigint, queue text)
+  returns boolean
+  language sql
+  immutable
+as $$
+  select tasklib._queue_bits(queue, flags >> 20) & ~flags = 0
+$$;
+comment on function tasklib._names(bigint, text) is
+  'Internal. Whether the last 20 bits have those of a queue. Inlined.';
+
+create or replace function tasklib._is_hushed(queue text, notified_at bigint, now timestamptz)
+  returns boolean
+  language sql
+  stable
+as $$
+  select notified_at >> 20 > tasklib._milliseconds(now) - 50 and tasklib._names(notified_at, queue)
+$$;
+comment on function tasklib._is_hushed(text, bigint, timestamptz) is
+  'Internal. A notification of the queue was sent within 50 ms, and no worker fell asleep since. Inlined.';
 
 -- Two are named, as the first may have died in its sleep. Any is as good as another: random, so that
 -- one which does not answer is not asked again and again.
@@ -29,27 +50,27 @@ as $$
 declare
   v_now bigint := tasklib._milliseconds(now);
   v_last bigint := (select last_value from tasklib.notified_at);
-  v_bits bigint;
 begin
+  if tasklib._is_hushed(_wake_some.queue, v_last, _wake_some.now)
+    or exists (select from tasklib.queue as settings
+      where settings.name = _wake_some.queue and not settings.notify)
+  then
+    return false;
+  end if;
   if v_last >> 20 <= v_now - 50 then
     v_last := v_now << 20;
   end if;
-  v_bits := tasklib._queue_bits(_wake_some.queue, v_last >> 20);
-  if v_last & v_bits = v_bits then
-    return false;
-  end if;
-  perform setval('tasklib.notified_at', v_last | v_bits),
-    pg_notify('tasklib', coalesce(string_agg(sleeper.id::text, ' '), ''))
+  -- first, so that few notify for the same 50 ms
+  perform setval('tasklib.notified_at', v_last | tasklib._queue_bits(_wake_some.queue, v_last >> 20));
+  perform pg_notify('tasklib', coalesce(string_agg(sleeper.id::text, ' '), ''))
   from (
     select worker.id from tasklib.worker
     where worker.asleep_until > _wake_some.now and worker.lost_at is null
       and _wake_some.queue = any (worker.queues)
       and (_wake_some.types && worker.types) is not false
     order by random() limit 2
-  ) as sleeper
-  having not exists (
-    select from tasklib.queue as settings where settings.name = _wake_some.queue and not settings.notify);
-  return found;
+  ) as sleeper;
+  return true;
 end;
 $$;
 comment on function tasklib._wake_some(text, bigint[], timestamptz) is

@@ -33,13 +33,12 @@ declare
     enqueue.backoff);
   v_now timestamptz := clock_timestamp();
   v_known record;
+  v_flags record;
   v_id uuid;
   v_key bigint;
   v_place tid;
 begin
-  if enqueue.delay is not null or enqueue.scheduled_at is not null or enqueue.tags is not null
-    or enqueue.unique_key is not null
-  then
+  if num_nonnulls(enqueue.delay, enqueue.scheduled_at, enqueue.tags, enqueue.unique_key) > 0 then
     return tasklib._enqueue_with_more(v_spec, enqueue.caller);
   end if;
 
@@ -51,8 +50,7 @@ begin
     coalesce(enqueue.priority, known.priority, 0) as priority,
     known.type is not null or exists (select from tasklib.task_type where task_type.type = 0) as is_known,
     config.shard, config.enqueue_ruled,
-    (select last_value from tasklib.asleep_until) as asleep_until,
-    (select last_value from tasklib.offer) as offer
+    (select last_value from tasklib.asleep_until) as asleep_until
     into v_known
   from tasklib.config left join tasklib.task_type as known on known.name = enqueue.name;
   if v_known.enqueue_ruled then
@@ -75,11 +73,15 @@ begin
     insert into tasklib.parked (type, task_id, attempt, key) values (v_known.type, v_id, 0, v_key);
   end if;
 
-  if v_known.asleep_until > tasklib._milliseconds(v_now)
-    and not (v_known.offer > 0 and v_known.is_known and tasklib._note_handover(v_id, v_known.type,
-      v_known.queue, v_key, enqueue.kwargs, enqueue.headers))
-  then
-    perform tasklib._wake_some(v_known.queue, array[v_known.type], v_now);
+  if v_known.asleep_until > tasklib._milliseconds(v_now) then
+    select offer.last_value as offer, notified_at.last_value as notified_at into v_flags
+    from tasklib.offer, tasklib.notified_at;
+    if not (tasklib._names(v_flags.offer, v_known.queue) and tasklib._note_handover(v_id,
+        v_flags.offer >> 20, v_known.type, v_known.queue, v_key, enqueue.kwargs, enqueue.headers))
+      and not tasklib._is_hushed(v_known.queue, v_flags.notified_at, v_now)
+    then
+      perform tasklib._wake_some(v_known.queue, array[v_known.type], v_now);
+    end if;
   end if;
   return v_id;
 end;

@@ -14,6 +14,8 @@ create or replace function tasklib.offer(
 as $$
 declare
   v_worker tasklib.worker;
+  v_number bigint := tasklib._worker_number(offer.worker_id);
+  v_queues bigint;
 begin
   perform tasklib._check_queues(offer.queues);
   if channel !~ '^[a-z][a-z0-9_]{31,62}$' then
@@ -30,9 +32,15 @@ begin
       execute format('listen %I', offer.channel);
     end if;
   end if;
-  -- what rules have to be asked for is not handed over
+  -- what rules have to be asked for is not handed over, nor what is paused or not notified of
   if channel is not null and not v_worker.restricted then
-    perform setval('tasklib.offer', tasklib._worker_number(offer.worker_id));
+    v_queues := (
+      select bit_or(tasklib._queue_bits(taken.queue, v_number)) from unnest(offer.queues) as taken (queue)
+      where not exists (select from tasklib.queue as settings
+        where settings.name = taken.queue and (settings.paused or not settings.notify)));
+  end if;
+  if v_queues is not null then
+    perform setval('tasklib.offer', v_number << 20 | v_queues);
   else
     perform tasklib._withdraw_offer(offer.worker_id);
   end if;
@@ -48,7 +56,7 @@ create or replace function tasklib._withdraw_offer(worker_id uuid)
   set search_path = pg_catalog, pg_temp
 as $$
 begin
-  if (select last_value from tasklib.offer) = tasklib._worker_number(worker_id) then
+  if (select last_value >> 20 from tasklib.offer) = tasklib._worker_number(worker_id) then
     perform setval('tasklib.offer', 0);
   end if;
 end;

@@ -9,7 +9,7 @@ comment on column tasklib.worker.channel is
 
 create sequence tasklib.offer as bigint minvalue 0 start 0;
 comment on sequence tasklib.offer is
-  'The worker that takes the next lone task, as the number that _worker_number(id) gives; 0: nobody does. Like asleep_until a flag that costs one page read.';
+  'The worker that takes the next lone task, in the upper bits the number that _worker_number(id) gives, in the last 20 bits from which queues; 0: nobody does. Like asleep_until a flag that costs one page read.';
 
 create table tasklib.handover (
   task_id uuid not null,

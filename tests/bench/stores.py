@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import subprocess
 import time
 from collections.abc import Generator
@@ -14,6 +15,8 @@ import machine
 import psycopg
 from peers import Peer
 from server import Connection, Server, free_port, value
+
+NUMBERS = itertools.count(1)
 
 
 class Store(Protocol):
@@ -46,7 +49,7 @@ class Database:
     def __init__(self, server: Server, peer: Peer) -> None:
         self.server = server
         self.peer = peer
-        self.name = f"run_{peer.name}"
+        self.name = f"run_{peer.name}_{next(NUMBERS)}"
         server.create(self.name, f"peer_{peer.name}")
         self.url = server.url(self.name)
         self.pids = [server.pid]

@@ -35,7 +35,8 @@ class Scale:
     pings: int = 500
     singles: int = 2_000
     idle_seconds: float = 60
-    clients_seconds: float = 5
+    clients_seconds: float = 4
+    clients_turns: int = 4
     settle: float = SETTLE_SECONDS
 
     def of(self, peer: Peer, tasks: int) -> int:
@@ -43,7 +44,7 @@ class Scale:
         return min(tasks, peer.most or tasks)
 
 
-QUICK = Scale(2_000, 5_000, 30, 200, idle_seconds=2, clients_seconds=1, settle=0.1)
+QUICK = Scale(2_000, 5_000, 30, 200, idle_seconds=2, clients_seconds=1, clients_turns=1, settle=0.1)
 
 
 def drain(server: Server, peer: Peer, scale: Scale, processes: int) -> Figures:
@@ -206,29 +207,42 @@ def clients(server: Server, peer: Peer, scale: Scale, is_odd: bool) -> Figures:
     notification it looks each 50 ms, or it would sleep on and leave the machine to the producers.
     """
     others = machine.Others([server.pid])
-    if peer.silence is None:
-        rate = _clients(server, peer, scale, "idle", "on")
-        return {"idle_on": rate, "other_cores": others.cores()}
     figures: Figures = {}
-    for mode in ("busy", "idle"):
-        # Which comes first changes from round to round.
-        for notify in ("off", "on") if is_odd else ("on", "off"):
-            figures |= {f"{mode}_{notify}": _clients(server, peer, scale, mode, notify)}
-        figures[f"{mode}_ratio"] = figures[f"{mode}_on"] / figures[f"{mode}_off"]
+    if peer.silence is None:
+        with database_crew(server, peer, 1, scale.settle) as team:
+            figures["idle_on"] = _pgbench(team, scale.clients_seconds)
+    else:
+        for mode in ("busy", "idle"):
+            figures |= _side_by_side(server, peer, scale, mode, is_odd)
     return figures | {"other_cores": others.cores()}
 
 
-def _clients(server: Server, peer: Peer, scale: Scale, mode: str, notify: str) -> float:
-    if notify == "off" and peer.polling is not None:
-        peer = replace(peer, worker=peer.polling)
-    with database_crew(server, peer, 1, scale.settle) as team:
-        session = team.store.session(autocommit=True)
-        if notify == "off":
-            session.execute(peer.silence or "")  # pyright: ignore
+def _side_by_side(server: Server, peer: Peer, scale: Scale, mode: str, is_odd: bool) -> Figures:
+    """Take turns of seconds, as commits of many at once depend on the machine's every mood."""
+    polling = replace(peer, worker=peer.polling or peer.worker)
+    with (
+        database_crew(server, peer, 1, scale.settle) as on,
+        database_crew(server, polling, 1, scale.settle) as off,
+    ):
+        off.store.session(autocommit=True).execute(peer.silence or "")  # pyright: ignore
         if mode == "busy":
-            session.execute(peer.occupy, [int(200 * (scale.clients_seconds + 3))])  # pyright: ignore
+            seconds = 2 * scale.clients_turns * scale.clients_seconds + 3
+            for team in (on, off):
+                team.store.session(autocommit=True).execute(peer.occupy, [int(200 * seconds)])  # pyright: ignore
             time.sleep(scale.settle)
-        return _pgbench(team, scale.clients_seconds)
+        rates: dict[str, list[float]] = {"on": [], "off": []}
+        for turn in range(scale.clients_turns):
+            # Which comes first changes from turn to turn, and from round to round.
+            for team in (on, off) if (turn % 2 == 0) is is_odd else (off, on):
+                rates["on" if team is on else "off"].append(_pgbench(team, scale.clients_seconds))
+                if mode == "idle":
+                    team.wait_done(0, time.monotonic() + PATIENCE_SECONDS)
+    means = {notify: statistics.fmean(each) for notify, each in rates.items()}
+    return {
+        f"{mode}_on": means["on"],
+        f"{mode}_off": means["off"],
+        f"{mode}_ratio": means["on"] / means["off"],
+    }
 
 
 def _pgbench(team: Crew[Any], seconds: float) -> float:

@@ -188,8 +188,8 @@ class SessionsMachine(RuleBasedStateMachine):
 
     def offered(self) -> UUID | None:
         """Return which worker takes the next lone task: a flag that no transaction takes back."""
-        ((number,),) = run(self.conn, "select last_value from tasklib.offer")
-        return {worker_id.int >> 68: worker_id for worker_id in self.workers}.get(number)
+        ((number,),) = run(self.conn, "select last_value >> 20 from tasklib.offer")
+        return {worker_id.int >> 88: worker_id for worker_id in self.workers}.get(number)
 
     # -- both sides
 

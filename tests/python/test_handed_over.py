@@ -38,7 +38,7 @@ def handed(monkeypatch: pytest.MonkeyPatch) -> list[str]:
 
 
 async def offered(conn: Connection, *, after: int = 0) -> int:
-    """Wait until a worker offers to take a task, another one than ``after``; return its number."""
+    """Wait until a worker offers to take a task, by another offer than ``after``; return that."""
     async with asyncio.timeout(10):
         while True:
             ((number,),) = conn.execute("select last_value from tasklib.offer")
@@ -144,13 +144,17 @@ async def test_an_offer_that_names_a_connection_of_before_is_made_anew(
 ) -> None:
     monkeypatch.setattr(pace, "SETTLING", ())  # the next look would come after 15 s
     run = Link.run
-    cut: list[object] = []
+    cut: asyncio.Future[int] = asyncio.get_running_loop().create_future()
 
     async def cut_before(self: Link, call: Any) -> Any:
-        if "channel" in call.params and not cut:
-            cut.append(call.params["channel"])
+        is_first = "channel" in call.params and not cut.done()
+        if is_first:
             self.drop()
-        return await run(self, call)
+        answer = await run(self, call)
+        if is_first:
+            ((of_before,),) = conn.execute("select last_value from tasklib.offer")
+            cut.set_result(of_before)
+        return answer
 
     monkeypatch.setattr(Link, "run", cut_before)
 
@@ -159,9 +163,8 @@ async def test_an_offer_that_names_a_connection_of_before_is_made_anew(
         return current_task().attempt
 
     running()
-    await offered(conn, after=await offered(conn))
+    await offered(conn, after=await cut)
 
-    assert len(cut) == 1
     assert await value_of(aqueue, await aqueue.enqueue(work)) == 1
 
 
@@ -262,10 +265,10 @@ async def test_what_comes_to_a_busy_worker_goes_back_at_once(
         return current_task().attempt
 
     running()
-    number = await offered(conn)
+    offer = await offered(conn)
     first = await aqueue.enqueue(long)
     # as when two commits have read the offer at the same moment
-    conn.execute("select setval('tasklib.offer', %s)", [number])
+    conn.execute("select setval('tasklib.offer', %s)", [offer])
     second = await aqueue.enqueue(short)
     running()
     attempt = await value_of(aqueue, second)

@@ -101,6 +101,18 @@ def test_a_worker_that_is_called_in_vain_for_a_while_is_listed() -> None:
     assert not idler.pace.called(idler.now, by_name=False)
 
 
+def test_a_busy_worker_says_that_it_sleeps_only_when_all_is_done() -> None:
+    idler = Idler()
+    idler.idle(3)
+    idler.told.clear()
+    idler.pace.found_enough(idler.now)
+    idler.look()
+    assert idler.told == []
+
+    idler.look()
+    assert idler.told == [idler.now] == [idler.looks[-2]]
+
+
 def test_a_worker_that_is_called_looks_before_it_says_that_it_sleeps() -> None:
     idler = Idler()
     idler.idle(3)
@@ -218,6 +230,18 @@ def test_large_arguments_are_not_piled_up() -> None:
     load.claimed(1_000_000)
 
     assert load.ahead(10, 0) == 4
+
+
+def test_who_ran_something_when_it_fell_asleep_offers_when_that_has_ended() -> None:
+    pace = Pace()
+    pace.found_some(100.0, 1)
+    assert pace.goes_to_sleep(100.0)
+    pace.found_nothing(100.0, 18.0, is_listed=False)
+    assert not pace.goes_to_sleep(100.01)
+    assert pace.goes_to_sleep(100.01, may_offer=True)
+
+    pace.found_nothing(100.01, 18.0, is_listed=False, has_offered=True)
+    assert not pace.goes_to_sleep(100.1, may_offer=True)
 
 
 def test_what_was_handed_over_is_a_trickle() -> None:

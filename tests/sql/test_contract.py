@@ -19,7 +19,7 @@ LONG = {
 # Small enough to be inlined into statements, which a pinned search_path would prevent.
 INLINED = {
     *("_hash", "_type_of", "_lane", "_key", "_tag_pair", "_milliseconds", "_server"),
-    *("_is_plain", "_last_gate", "_new_id", "_queue_bits"),
+    *("_is_plain", "_last_gate", "_new_id", "_queue_bits", "_names", "_is_hushed"),
     *("_first_worker", "_worker_number"),
 }
 

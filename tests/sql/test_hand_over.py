@@ -38,6 +38,8 @@ from sql.support import (
 )
 
 CHANNEL = "tasklib_" + "c0ffee00" * 4
+# Makes an offer by hand, from every queue.
+FOR_ALL = "select setval('tasklib.offer', tasklib._worker_number(%s) << 20 | 1048575)"
 # What JSON within JSON could spoil.
 AWKWARD = {"quote": '"', "slash": "\\", "both": '\\"\\\\', "café": "naïve 漢字 🐘", "list": [1.50]}
 
@@ -73,7 +75,15 @@ def offer(
 
 
 def offered(conn: Connection) -> int:
-    return one(conn, "select last_value from tasklib.offer")
+    """Return the number of the worker that offers, 0 for nobody."""
+    return one(conn, "select last_value >> 20 from tasklib.offer")
+
+
+def renumbered(conn: Connection, worker: UUID) -> UUID:
+    """Give a worker the number 0x0123456789."""
+    new = UUID("0123456789" + worker.hex[10:])
+    run(conn, "update tasklib.worker set id = %s where id = %s", new, worker)
+    return new
 
 
 def number(conn: Connection, worker: UUID) -> int:
@@ -615,6 +625,16 @@ def test_a_queue_that_does_not_notify_hands_over_nothing(conn, listener, worker)
     goes(conn, listener, worker, enqueue(conn))
 
 
+def test_a_queue_that_shall_not_notify_before_the_commit_hands_over_nothing(conn, listener, worker):
+    offer(conn, worker)
+    with transaction(conn):
+        made = enqueue(conn)
+        call(conn, "set_queue", name="default", notify=False)
+
+    assert hear(listener) == ([], [])
+    assert state(conn, made) == "pending"
+
+
 def test_a_queue_that_does_not_notify_takes_prepared_transactions(conn, make_conn, worker):
     other = make_conn()
     call(conn, "set_queue", name="default", notify=False)
@@ -634,6 +654,53 @@ def test_while_nobody_sleeps_nothing_is_handed_over(conn, listener, worker):
 
     assert hear(listener) == ([], [])
     assert state(conn, made) == "pending"
+
+
+def test_what_the_offer_is_not_for_leaves_no_note(conn, worker):
+    worker = renumbered(conn, worker)  # two queues look alike to one worker in 200
+    register(conn, "other")
+    call(conn, "pause", queue="paused")
+    call(conn, "set_queue", name="quiet", notify=False)
+    offer(conn, worker, "default", "paused", "quiet")
+    with transaction(conn):
+        enqueue(conn, "other")
+        for queue in ("mail", "paused", "quiet"):
+            enqueue(conn, queue=queue)
+        assert one(conn, "select count(*) from tasklib.handover") == 0
+        enqueue(conn)
+        assert one(conn, "select count(*) from tasklib.handover") == 1
+
+
+def test_an_offer_from_no_queue_that_is_handed_over_leaves_no_offer(conn, worker):
+    offer(conn, worker)
+    call(conn, "pause", queue="default")
+    offer(conn, worker)
+
+    assert offered(conn) == 0
+
+
+@pytest.mark.parametrize(("name", "queue"), [("other", "default"), ("t", "mail")])
+def test_who_offers_before_the_commit_and_does_not_take_it_is_not_handed_it_over(
+    conn, make_conn, listener, worker, name, queue
+):
+    last = register(conn, name)
+    offer(conn, worker)
+    with transaction(conn):
+        made = enqueue(conn)
+        offer(make_conn(), last, queue)
+
+    stays(conn, listener, worker, made)
+
+
+def test_two_workers_with_one_number_are_not_both_handed_a_task_over(conn, listener, worker):
+    twin = register(conn, "t")
+    twins = [renumbered(conn, each) for each in (worker, twin)]
+    for each in twins:
+        offer(conn, each)
+    made = enqueue(conn)
+
+    assert len(hear(listener)[0]) == 1
+    assert task(conn, made).worker_id in twins
 
 
 def test_what_cannot_be_handed_over_leaves_no_note(conn, worker):
@@ -737,14 +804,14 @@ def test_a_worker_that_was_registered_on_another_server_is_handed_over_nothing(
 
 def test_a_worker_without_a_channel_is_handed_over_nothing(conn, listener, worker):
     call(conn, "idle", worker_id=worker, max_wait="18 seconds", for_long=True)
-    run(conn, "select setval('tasklib.offer', tasklib._worker_number(%s))", worker)
+    run(conn, FOR_ALL, worker)
 
     stays(conn, listener, worker, enqueue(conn))
 
 
 def test_a_worker_that_never_was_is_handed_over_nothing(conn, listener, worker):
     offer(conn, worker)
-    run(conn, "select setval('tasklib.offer', tasklib._worker_number(%s))", uuid4())
+    run(conn, FOR_ALL, uuid4())
 
     stays(conn, listener, worker, enqueue(conn))
 
@@ -1088,7 +1155,7 @@ def test_only_a_worker_offers(conn, person, worker):
 
 
 def test_a_number_leads_back_to_its_worker(conn):
-    texts = ["0" * 32, "0" * 15 + "f" * 17, "f" * 12 + "8" + "f" * 19, "80" * 16]
+    texts = ["0" * 32, "0" * 10 + "f" * 22, "f" * 9 + "8" + "f" * 22, "80" * 16]
     ids = [UUID(text) for text in texts] + [uuid4() for _ in range(200)]
     wrong = run(
         conn,

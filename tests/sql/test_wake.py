@@ -2,6 +2,7 @@
 
 import time
 
+import pytest
 from psycopg import Connection
 
 from sql.support import claim, enqueue, enqueue_many, one, register, run
@@ -225,13 +226,14 @@ def test_a_long_sleep_renews_the_lease_and_a_short_one_writes_nothing(conn):
     assert 9 < one(conn, f"select {left} from tasklib.worker where id = %s", worker) <= 10
 
 
-def test_busy_commits_do_not_notify(conn, make_conn):
+@pytest.mark.parametrize("options", [{}, {"tags": {}}])
+def test_busy_commits_do_not_notify(conn, make_conn, options):
     listener, worker = make_conn(), register(conn, "t")
     run(listener, "listen tasklib")
     sleep(conn, worker, long=False)
     began = time.monotonic()
     for _ in range(20):
-        enqueue(conn)
+        enqueue(conn, **options)
     most = 1 + (time.monotonic() - began) / 0.05
 
     assert 1 <= len(payloads(listener)) <= most

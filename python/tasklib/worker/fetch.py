@@ -232,7 +232,7 @@ class Fetcher:
         if worker_id is None:
             await self.register()
             return None
-        if self._offered_on not in (None, self._link.channel):
+        if self._offers_on_another:
             self._finisher.put_back(batch)
             await self._succeed(worker_id)
             return None
@@ -242,10 +242,13 @@ class Fetcher:
         if self._link.is_listening and asked is None:
             runs_nothing = all(run.is_settled for run in self._board.runs)
             channel = self._link.channel if runs_nothing else None
-            may_offer = channel is not None
             if batch and self._pace.is_trickle:
                 idle, is_planned = Idle(ARMED_SECONDS, for_long=False, channel=channel), True
-            elif is_planned and not batch and self._pace.goes_to_sleep(now, may_offer=may_offer):
+            elif (
+                is_planned
+                and not batch
+                and self._pace.goes_to_sleep(now, may_offer=channel is not None)
+            ):
                 idle = Idle(ARMED_SECONDS, self._pace.is_listed_next(now), channel)
         self.look_now = False
         if asked is not None:
@@ -272,7 +275,7 @@ class Fetcher:
             raise
         self._stats.claimed += len(answer.rows)
         await self._plan(answer, room, idle, is_planned=is_planned)
-        if self._offered_on not in (None, self._link.channel):
+        if self._offers_on_another:
             self.look_again()  # the connection broke just before, and the offer names that one
         return Delivery(worker_id, batch, answer)
 
@@ -306,6 +309,11 @@ class Fetcher:
         if claimed:
             self._load.claimed(max(len(task.kwargs) for task in claimed))
         return [self._board.add(task, delivery.worker_id, now) for task in claimed]
+
+    @property
+    def _offers_on_another(self) -> bool:
+        """Whether the offer to take a task names another connection than the one there is."""
+        return self._offered_on not in (None, self._link.channel)
 
     async def _succeed(self, worker_id: str) -> None:
         """Register anew: a task may have been handed over to a connection that is no more.

@@ -45,6 +45,7 @@ class Pace:
         self.has_offered = False
         self._found_at = 0.0
         self._is_flood = False
+        self._had_enough = False
         self._due = 0.0
         self._looks = 0
         self._listed_until = 0.0
@@ -64,7 +65,8 @@ class Pace:
         is_due = 0 < self._due <= now
         is_settled = self._looks == 0 or self._looks > len(SETTLING)
         has_news = may_offer and not self.has_offered
-        return not self._is_called and (is_due or is_settled or has_news)
+        is_awake = self._is_called or self._had_enough
+        return not is_awake and (is_due or is_settled or has_news)
 
     def is_listed_next(self, now: float) -> bool:
         """Tell whether a look now is to list it as asleep for long; seldom, as it writes a row."""
@@ -75,6 +77,7 @@ class Pace:
     def found_enough(self, now: float) -> None:
         """There may be more: look as soon as there is room."""
         self.next_look = now
+        self._had_enough = True
         self._is_flood = self.has_offered = False
         self.is_trickle = self._is_asleep = self._is_called = False
         self._looks = 0
@@ -86,6 +89,7 @@ class Pace:
         was_called, was_flood = self._is_called, self._is_flood
         self.found_enough(now + BREATH_SECONDS)
         self.is_trickle = was_called
+        self._had_enough = False
         self._is_flood = count > 1 and count >= FLOOD_RATE * (now - self._found_at)
         self._found_at = now
         if self._is_flood and was_flood:  # twice: not at the end of a pile
@@ -110,9 +114,9 @@ class Pace:
         self.has_offered = self.has_offered or has_offered
         self.is_trickle = self._is_flood = False
         self._idle_since = min(self._idle_since, now)
-        if self._is_called:
-            # Somebody else was faster: say at once that this one sleeps on.
-            self._is_called = False
+        if self._is_called or self._had_enough:
+            # Somebody else was faster, or all is done: say at once that this one sleeps.
+            self._is_called = self._had_enough = False
             self.next_look = now
             return
         self._is_asleep = True

@@ -145,10 +145,15 @@ class Shift:
     def _room_to_claim(self) -> int:
         """Return how many tasks to claim; none while enough wait here, so that calls are few."""
         target = self._settings.concurrency + self._ahead_allowed()
-        room = target - len(self._busy) - len(self._ahead) - self._incoming
+        room = target - self._held
         if (self._ahead or self._incoming) and room < min(target // 2, ENOUGH):
             return 0
         return max(0, min(room, self.limits.left(self._stats.claimed)))
+
+    @property
+    def _held(self) -> int:
+        """How many tasks are here, or on their way."""
+        return len(self._busy) + len(self._ahead) + self._incoming
 
     def _ahead_allowed(self) -> int:
         now = self._loop.time()
@@ -393,8 +398,7 @@ class Shift:
 
     def _handed_over(self, payload: str) -> None:
         # It may come beside what a claim brings: where it had to wait for long, others are closer.
-        held = len(self._busy) + len(self._ahead) + self._incoming
-        fits = held < self._settings.concurrency + self._ahead_allowed()
+        fits = self._held < self._settings.concurrency + self._ahead_allowed()
         try:
             delivery = self._fetcher.handed_over(payload)
         except Unheard as error:
