@@ -150,7 +150,7 @@ select 'failure', task_id || ' ' || attempt, worker_id || ' ' || cause,
     then least(extract(epoch from retry_at - failed_at), 157680000) end
 from tasklib.failure
 union all
-select 'offer', last_value::text, null, null from tasklib.offer where last_value > 0
+select 'offer', (last_value >> 20)::text, null, null from tasklib.offer where last_value > 0
 union all
 select 'note', task_id::text, null, null from tasklib.handover
 """
@@ -198,7 +198,7 @@ def expected(model: Model) -> Picture:
     }
     times |= {("worker", str(w.id)): w.lease_until - model.now for w in model.live()}
     rest: set[tuple[Any, ...]] = {("worker", str(w.id), None, None) for w in model.live()}
-    rest |= {("offer", str(w.int >> 68), None, None) for w in [model.offer] if w is not None}
+    rest |= {("offer", str(w.int >> 88), None, None) for w in [model.offer] if w is not None}
     rest |= {("unique", " ".join(key), str(task.id), None) for key, task in model.unique.items()}
     rest |= {("gate", " ".join(gate), str(task.id), None) for gate, task in model.gates.items()}
     rest |= {

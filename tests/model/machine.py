@@ -20,6 +20,10 @@ from model.database import call
 from model.model import DAY, Lease, Model, Refused, Task
 
 QUEUES = ["default", "mail", "bulk"]
+OFFERED = """
+select name from tasklib.offer, unnest(%(names)s::text[]) as name
+where tasklib._names(offer.last_value, name)
+"""
 CHANNEL = "a_channel_that_the_machine_hears"
 NAMES = ["a", "b", "c", "d"]
 MINUTE = 60.0
@@ -555,6 +559,10 @@ class QueueMachine(RuleBasedStateMachine):
             queues=list(asked),
             channel=CHANNEL if takes else None,
         )
+        if self.model.offer == worker_id:  # two queues may look alike
+            seen = {name for (name,) in database.run(self.conn, OFFERED, {"names": QUEUES})}
+            assert seen >= self.model.offered
+            self.model.offered = seen
 
     def go_to_sleep(
         self, worker_id: UUID, asked: Sequence[str], max_wait: float, for_long: bool

@@ -136,6 +136,7 @@ class Model:
         self.unique: dict[tuple[str, str], Task] = {}
         self.asleep_until = 0.0
         self.offer: UUID | None = None  # of the worker that takes the next lone task
+        self.offered: set[str] = set()  # from these queues, and from those that look like them
         self.note: Task | None = None  # what the commit is to hand over
         self.is_alone = True  # in its transaction
 
@@ -196,9 +197,14 @@ class Model:
         told, _ = self.enqueue(task_id, spec)
         if self.asleep_until <= self.now:
             return told
+        sleeper = None if self.offer is None else self.workers.get(self.offer)
         if spec.keys() & _MORE:
             self.is_alone = False
-        elif self.offer is not None and self.known(spec["name"]):
+        elif (
+            sleeper is not None
+            and self.tasks[told].queue in self.offered
+            and sleeper.knows(spec["name"])
+        ):
             if self.note is None and self.is_alone and "concurrency_key" not in spec:
                 self.note = self.tasks[told]
             else:
@@ -330,8 +336,9 @@ class Model:
         """Offer to take the next lone task, or take that back."""
         worker = self.registration(worker_id)
         worker.queues, worker.offers = queues, takes
-        if takes:
-            self.offer = worker_id
+        opened = {name for name in queues if not self.setting(name).paused}
+        if takes and opened:
+            self.offer, self.offered = worker_id, opened
         elif self.offer == worker_id:
             self.offer = None
 
