@@ -16,7 +16,8 @@ import psycopg
 from hypothesis import HealthCheck, Phase
 from hypothesis.stateful import run_state_machine_as_test
 
-sys.path[:0] = [str(Path(__file__).parents[1])]
+# in the place of this folder, whose model.py is not the package
+sys.path[0] = str(Path(__file__).parents[1])
 
 from model.machine import QueueMachine  # noqa: E402
 from model.sessions import SESSIONS, SessionsMachine  # noqa: E402
