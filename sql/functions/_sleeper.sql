@@ -54,6 +54,7 @@ begin
   if not exists (
     select from tasklib.worker
     where worker.id >= tasklib._first_worker(offer) and worker.id < tasklib._first_worker(offer + 1)
+      and _note_handover.queue = any (worker.queues)
       and (worker.types is null or _note_handover.type = any (worker.types)))
   then
     return false;

@@ -7,14 +7,14 @@
 -- offer (_sleeper.sql) names queues in the same way.
 
 -- Inlined as the functions of _hash.sql are, for the same reason.
-create or replace function tasklib._queue_bits(queue text, above bigint)
+create or replace function tasklib._queue_bits(queue text, began bigint)
   returns bigint
   language sql
   immutable
 as $$
-  select (1::pg_catalog.int8 << ((pg_catalog.hashtextextended(queue, above) & 1048575) % 20)::pg_catalog.int4)
-    | (1::pg_catalog.int8 << (((pg_catalog.hashtextextended(queue, above) & 1048575) + 1
-      + (pg_catalog.hashtextextended(queue, above) & 1048575) / 20 % 19) % 20)::pg_catalog.int4)
+  select (1::pg_catalog.int8 << ((pg_catalog.hashtextextended(queue, began) & 1048575) % 20)::pg_catalog.int4)
+    | (1::pg_catalog.int8 << (((pg_catalog.hashtextextended(queue, began) & 1048575) + 1
+      + (pg_catalog.hashtextextended(queue, began) & 1048575) / 20 % 19) % 20)::pg_catalog.int4)
 $$;
 comment on function tasklib._queue_bits(text, bigint) is
   'Internal. Which two of the last 20 bits are those of a queue, by what the bits above them say.';

@@ -202,7 +202,7 @@ class Model:
             self.is_alone = False
         elif (
             sleeper is not None
-            and self.tasks[told].queue in self.offered
+            and self.tasks[told].queue in self.offered.intersection(sleeper.queues)
             and sleeper.knows(spec["name"])
         ):
             if self.note is None and self.is_alone and "concurrency_key" not in spec:

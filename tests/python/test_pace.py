@@ -15,10 +15,10 @@ class Idler:
         self.listed: list[float] = []
         self.looks: list[float] = []
 
-    def look(self, wait: float = 18.0) -> None:
+    def look(self, wait: float = 18.0, *, with_outcomes: bool = False) -> None:
         self.now = max(self.now, self.pace.next_look)
         self.looks.append(self.now)
-        asks = self.pace.goes_to_sleep(self.now)
+        asks = not with_outcomes and self.pace.goes_to_sleep(self.now)
         is_listed = asks and self.pace.is_listed_next(self.now)
         if asks:
             self.told.append(self.now)
@@ -110,6 +110,38 @@ def test_a_busy_worker_says_that_it_sleeps_only_when_all_is_done() -> None:
     assert idler.told == []
 
     idler.look()
+    assert idler.told == [idler.now] == [idler.looks[-2]]
+
+
+def test_a_worker_that_is_called_while_it_says_that_it_sleeps_looks_again() -> None:
+    idler = Idler()
+    assert idler.pace.goes_to_sleep(idler.now)
+    idler.pace.found_nothing(idler.now, 18.0, is_listed=False)
+    assert idler.pace.goes_to_sleep(idler.now, may_offer=True)
+    idler.pace.called(idler.now, by_name=True)
+    idler.pace.found_nothing(idler.now, 18.0, is_listed=False)
+
+    assert idler.pace.next_look == idler.now
+
+
+@pytest.mark.parametrize("outcomes", [1, 2, 3])
+@pytest.mark.parametrize("found", ["enough", "some", "called"])
+def test_looks_that_go_with_outcomes_do_not_put_off_to_say_that_it_sleeps(
+    found: str, outcomes: int
+) -> None:
+    idler = Idler()
+    idler.idle(3)
+    idler.told.clear()
+    if found == "enough":
+        idler.pace.found_enough(idler.now)
+    elif found == "some":
+        idler.pace.found_some(idler.now, 7)
+    else:
+        idler.pace.called(idler.now, by_name=True)
+    for _ in range(outcomes):
+        idler.look(with_outcomes=True)
+    idler.look()
+
     assert idler.told == [idler.now] == [idler.looks[-2]]
 
 

@@ -658,7 +658,8 @@ def test_while_nobody_sleeps_nothing_is_handed_over(conn, listener, worker):
 
 def test_what_the_offer_is_not_for_leaves_no_note(conn, worker):
     worker = renumbered(conn, worker)  # two queues look alike to one worker in 200
-    register(conn, "other")
+    other = register(conn, "other")
+    call(conn, "idle", worker_id=other, max_wait="18 seconds", for_long=True)
     call(conn, "pause", queue="paused")
     call(conn, "set_queue", name="quiet", notify=False)
     offer(conn, worker, "default", "paused", "quiet")
@@ -669,6 +670,13 @@ def test_what_the_offer_is_not_for_leaves_no_note(conn, worker):
         assert one(conn, "select count(*) from tasklib.handover") == 0
         enqueue(conn)
         assert one(conn, "select count(*) from tasklib.handover") == 1
+
+
+def test_an_offer_of_many_queues_costs_no_other_queue_a_note(conn, worker):
+    offer(conn, worker, *(f"queue {n}" for n in range(100)))  # has all bits
+    with transaction(conn):
+        enqueue(conn)
+        assert one(conn, "select count(*) from tasklib.handover") == 0
 
 
 def test_an_offer_from_no_queue_that_is_handed_over_leaves_no_offer(conn, worker):

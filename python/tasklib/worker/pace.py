@@ -114,9 +114,10 @@ class Pace:
         self.has_offered = self.has_offered or has_offered
         self.is_trickle = self._is_flood = False
         self._idle_since = min(self._idle_since, now)
-        if self._is_called or self._had_enough:
-            # Somebody else was faster, or all is done: say at once that this one sleeps.
-            self._is_called = self._had_enough = False
+        has_to_say = self._is_called or (self._looks == 0 and wait is None)
+        self._is_called = self._had_enough = False
+        if has_to_say:
+            # Somebody else was faster, or a look with outcomes could not say it: say it now.
             self.next_look = now
             return
         self._is_asleep = True
