@@ -35,8 +35,8 @@ class Scale:
     pings: int = 500
     singles: int = 2_000
     idle_seconds: float = 60
-    clients_seconds: float = 4
-    clients_turns: int = 4
+    clients_seconds: float = 2
+    clients_turns: int = 3
     settle: float = SETTLE_SECONDS
 
     def of(self, peer: Peer, tasks: int) -> int:
@@ -218,15 +218,19 @@ def clients(server: Server, peer: Peer, scale: Scale, is_odd: bool) -> Figures:
 
 
 def _side_by_side(server: Server, peer: Peer, scale: Scale, mode: str, is_odd: bool) -> Figures:
-    """Take turns of seconds, as commits of many at once depend on the machine's every mood."""
+    """Take turns of seconds, as commits of many at once depend on the machine's every mood.
+
+    All turns of a busy worker are within the 18 s in which producers still see that it slept, and
+    ask whether it has to be called: later they do not.
+    """
     polling = replace(peer, worker=peer.polling or peer.worker)
     with (
-        database_crew(server, peer, 1, scale.settle) as on,
         database_crew(server, polling, 1, scale.settle) as off,
+        database_crew(server, peer, 1, scale.settle) as on,
     ):
         off.store.session(autocommit=True).execute(peer.silence or "")  # pyright: ignore
         if mode == "busy":
-            seconds = 2 * scale.clients_turns * scale.clients_seconds + 3
+            seconds = 2 * scale.clients_turns * (scale.clients_seconds + 1) + 10
             for team in (on, off):
                 team.store.session(autocommit=True).execute(peer.occupy, [int(200 * seconds)])  # pyright: ignore
             time.sleep(scale.settle)
