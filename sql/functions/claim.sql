@@ -198,7 +198,12 @@ begin
     -- it has answered the call: the next task is somebody else's
     perform setval('tasklib.notified_at', 0);
   end if;
-  if last.task_id is not null and tasklib._sleeps_at(v_now) then
+  if last.task_id is null or not tasklib._sleeps_at(v_now) then
+    return;
+  end if;
+  if worker.channel is null or exists (
+    select from tasklib.worker as other where other.id <> _rouse.worker.id and other.lost_at is null)
+  then
     foreach v_queue in array queues loop
       v_end := tasklib._lane(v_queue, -3071);
       exit when not exists (
@@ -212,6 +217,9 @@ begin
         end
         and tasklib._wake_some(v_queue, _rouse.worker.types, v_now);
     end loop;
+  else
+    -- nobody else is there to be woken, and this one looks again: enqueues need not ask any more
+    perform setval('tasklib.asleep_until', 0);
   end if;
 end;
 $$;

@@ -33,7 +33,9 @@ declare
     enqueue.backoff);
   v_now timestamptz := clock_timestamp();
   v_known record;
-  v_flags record;
+  v_offer bigint;
+  v_notified_at bigint;
+  v_noted boolean;
   v_id uuid;
   v_key bigint;
   v_place tid;
@@ -74,12 +76,14 @@ begin
   end if;
 
   if v_known.asleep_until > tasklib._milliseconds(v_now) then
-    select offer.last_value as offer, notified_at.last_value as notified_at into v_flags
+    select offer.last_value, notified_at.last_value into v_offer, v_notified_at
     from tasklib.offer, tasklib.notified_at;
-    if not (tasklib._names(v_flags.offer, v_known.queue) and tasklib._note_handover(v_id,
-        v_flags.offer >> 20, v_known.type, v_known.queue, v_key, enqueue.kwargs, enqueue.headers))
-      and not tasklib._is_hushed(v_known.queue, v_flags.notified_at, v_now)
-    then
+    v_noted := false;
+    if v_offer > 0 then
+      v_noted := tasklib._names(v_offer, v_known.queue) and tasklib._note_handover(v_id, v_offer >> 20,
+        v_known.type, v_known.queue, v_key, enqueue.kwargs, enqueue.headers);
+    end if;
+    if not v_noted and not tasklib._is_hushed(v_known.queue, v_notified_at, v_now) then
       perform tasklib._wake_some(v_known.queue, array[v_known.type], v_now);
     end if;
   end if;

@@ -35,8 +35,8 @@ class Scale:
     pings: int = 500
     singles: int = 2_000
     idle_seconds: float = 60
-    clients_seconds: float = 2
-    clients_turns: int = 3
+    clients_seconds: float = 3
+    clients_turns: int = 2
     settle: float = SETTLE_SECONDS
 
     def of(self, peer: Peer, tasks: int) -> int:
@@ -220,8 +220,7 @@ def clients(server: Server, peer: Peer, scale: Scale, is_odd: bool) -> Figures:
 def _side_by_side(server: Server, peer: Peer, scale: Scale, mode: str, is_odd: bool) -> Figures:
     """Take turns of seconds, as commits of many at once depend on the machine's every mood.
 
-    All turns of a busy worker are within the 18 s in which producers still see that it slept, and
-    ask whether it has to be called: later they do not.
+    All turns of a busy worker are within the 18 s for which it said that it would sleep.
     """
     polling = replace(peer, worker=peer.polling or peer.worker)
     with (

@@ -355,6 +355,8 @@ class Model:
             picked = self.pick(worker, queues, most)
         if picked and self.offer == worker_id:
             self.offer = None
+        if len(picked) == most and worker.offers and self.live() == [worker]:
+            self.asleep_until = min(self.asleep_until, self.now)
         for task in picked:
             self.start(task, worker_id)
             if task.given.get("unique_until") == "started":

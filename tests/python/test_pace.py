@@ -101,6 +101,16 @@ def test_a_worker_that_is_called_in_vain_for_a_while_is_listed() -> None:
     assert not idler.pace.called(idler.now, by_name=False)
 
 
+def test_a_busy_worker_is_not_disturbed() -> None:
+    idler = Idler()
+    idler.pace.found_enough(idler.now)
+
+    assert not idler.pace.called(idler.now, by_name=True)
+    assert idler.pace.next_look == idler.now
+    idler.look()
+    assert idler.pace.called(idler.now, by_name=False)
+
+
 def test_a_busy_worker_says_that_it_sleeps_only_when_all_is_done() -> None:
     idler = Idler()
     idler.idle(3)

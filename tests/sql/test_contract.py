@@ -12,6 +12,7 @@ from tasklib import _sql
 
 # Longer than a screen, and why that reads better than two halves.
 LONG = {
+    "enqueue": "the way of nearly every task, in as few calls and statements as it takes",
     "_insert_tasks": "one statement moves a batch: the columns of a task, named once each",
     "list": "one cursor for each way to walk the newest end of an index",
     "sweep": "one paragraph for each thing that should never happen",

@@ -239,6 +239,31 @@ def test_busy_commits_do_not_notify(conn, make_conn, options):
     assert 1 <= len(payloads(listener)) <= most
 
 
+@pytest.mark.parametrize(
+    ("most", "offers", "others", "is_called"),
+    [(1, True, 0, False), (2, True, 0, True), (1, False, 0, True), (1, True, 1, True)],
+)
+def test_nobody_is_called_when_the_only_worker_took_all_that_it_asked_for(
+    conn, make_conn, most, offers, others, is_called
+):
+    listener, worker = make_conn(), register(conn, "t")
+    for _ in range(others):
+        register(conn, "t")
+    enqueue(conn)
+    sleep(conn, worker)
+    if offers:
+        run(conn, "select tasklib.offer(%s, '{default}', %s)", worker, "c" * 32)
+    assert len(claim(conn, worker, max_tasks=most)) == 1
+    run(listener, "listen tasklib")
+    enqueue(conn, priority=1)
+
+    assert bool(payloads(listener)) == is_called
+    sleep(conn, worker, long=False)
+    run(conn, "select tasklib.offer(%s, '{default}', null)", worker)
+    enqueue(conn)
+    assert payloads(listener)
+
+
 def test_nobody_is_called_while_all_are_busy(conn, make_conn):
     listener, worker = make_conn(), register(conn, "t")
     run(listener, "listen tasklib")

@@ -131,8 +131,8 @@ class Pace:
 
     def called(self, now: float, *, by_name: bool) -> bool:
         """Take a notification; return whether it is a reason to look now."""
-        if not by_name and now < self._listed_until:
-            return False
+        if self._had_enough or (not by_name and now < self._listed_until):
+            return False  # it looks as soon as there is room, or others are to come
         self.next_look = now
         self._looks = 0
         self._is_called = self._is_asleep
