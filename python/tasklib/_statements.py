@@ -80,19 +80,25 @@ class Statements(Generic[C]):
             self._names += 1
             name = b"tasklib_%d" % self._names
             self.pgconn.send_prepare(name, text)
-            self._check((yield from generators.execute(self.pgconn))[-1])
+            self._check((yield from self._answer()))
             self._prepared[call.sql] = name
         prepared = self._prepared.get(call.sql)
         if prepared is not None:
             if not is_sent:
                 self.pgconn.send_query_prepared(prepared, values)
-            result = (yield from generators.execute(self.pgconn))[-1]
+            result = yield from self._answer()
             if result.error_field(psycopg.pq.DiagnosticField.SQLSTATE) not in _OUTDATED:
                 return self._rows(result)
             # It was refused before anything was done.
             self._prepared.clear()
         self.pgconn.send_query_params(text, values)
-        return self._rows((yield from generators.execute(self.pgconn))[-1])
+        return self._rows((yield from self._answer()))
+
+    def _answer(self) -> Generator[Any, Any, PGresult]:
+        results = yield from generators.execute(self.pgconn)
+        if not results:  # a notification was heard meanwhile that made somebody give it up
+            raise psycopg.OperationalError("the connection was closed during the call")
+        return results[-1]
 
     def notifications(self) -> Iterator[tuple[str, str]]:
         """Take the notifications that have been read: channel and payload."""

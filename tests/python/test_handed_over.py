@@ -13,7 +13,8 @@ import psycopg
 import pytest
 
 import tasklib
-from tasklib import TaskQueue, TaskWorker, _worker_calls, current_task
+from tasklib import TaskQueue, TaskWorker, _calls, _worker_calls, current_task
+from tasklib.errors import DatabaseUnavailable
 from tasklib.worker import pace, shift
 from tasklib.worker.fetch import Fetcher
 from tasklib.worker.link import Link
@@ -166,6 +167,29 @@ async def test_an_offer_that_names_a_connection_of_before_is_made_anew(
     await offered(conn, after=await cut)
 
     assert await value_of(aqueue, await aqueue.enqueue(work)) == 1
+
+
+async def test_a_connection_that_is_given_up_during_a_call_is_as_one_that_broke(
+    aqueue: TaskQueue, conn: Connection
+) -> None:
+    given_up: list[str] = []
+
+    def give_up(payload: str) -> None:
+        given_up.append(payload)
+        link.drop()
+
+    link = Link(aqueue.config, "tasklib link", lambda payload: None, give_up)
+    await link.listen()
+    worker_id = await link.run(_worker_calls.register_worker("link", 60, [], {}))
+    idle = _worker_calls.Idle(18, for_long=False, channel=link.channel)
+    await link.run(_worker_calls.exchange(worker_id, ["default"], 1, None, idle))
+    conn.execute("select pg_notify(%s, 'x')", [link.channel])
+    with pytest.raises(DatabaseUnavailable):
+        await link.run(_calls.backend_pid())
+
+    assert given_up == ["x"]
+    assert await link.run(_calls.backend_pid())
+    link.drop()
 
 
 async def test_who_stops_gives_back_what_is_handed_over(
